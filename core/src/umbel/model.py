@@ -1,0 +1,370 @@
+"""The values that travel between the layers: frozen, slotted, explaining themselves.
+
+Times are seconds: points in time are Unix time as float, durations are float. Header and property values are
+plain data only (None, bool, int, float, str, bytes, list, dict), so that they cross a pipe to a child cheaply.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from typing import Any, Final
+
+from attrs import evolve, field, frozen
+
+DEAD_SUFFIX: Final = ".dead"
+"""The dead letters of queue ``q`` are the queue ``q.dead``."""
+
+HEADER_DEAD_CAUSE: Final = "umbel-dead-cause"
+HEADER_DEAD_QUEUE: Final = "umbel-dead-queue"
+HEADER_DEAD_AT: Final = "umbel-dead-at"
+HEADER_DEAD_COUNT: Final = "umbel-dead-count"
+"""Headers that a transport adds to a message when it goes to the dead letters."""
+
+
+def dead_letter_queue(queue: str) -> str:
+    """Name of the queue that keeps the dead letters of ``queue``."""
+    return queue + DEAD_SUFFIX
+
+
+@frozen(kw_only=True)
+class Message:
+    """One task message, encoded, as a transport carries it. The body is opaque to everything but the codec."""
+
+    queue: str
+    """The queue it is for."""
+    headers: Mapping[str, Any] = field(factory=dict)
+    """Protocol-2 headers, unknown ones included; empty for a protocol-1 message."""
+    body: bytes = b""
+    """Serialised, then compressed, arguments."""
+    content_type: str = "application/json"
+    content_encoding: str = "utf-8"
+    priority: int = 0
+    """0 to 9, higher is sooner, on every broker."""
+    due: float | None = None
+    """Unix time before which no consumer may see it; None: at once."""
+    properties: Mapping[str, Any] = field(factory=dict)
+    """``correlation_id``, ``reply_to``, ``delivery_mode``, ``expiration``, ``exchange``, ``routing_key`` where set."""
+
+    @property
+    def id(self) -> str:
+        """The task id; empty where only the body knows it (protocol 1)."""
+        return str(self.headers.get("id") or "")
+
+    @property
+    def task(self) -> str:
+        """The task's name; empty where only the body knows it (protocol 1)."""
+        return str(self.headers.get("task") or "")
+
+    def to_plain(self) -> tuple[Any, ...]:
+        """The message as plain data, for a pipe between processes of one version."""
+        return (
+            self.queue,
+            dict(self.headers),
+            self.body,
+            self.content_type,
+            self.content_encoding,
+            self.priority,
+            self.due,
+            dict(self.properties),
+        )
+
+    @classmethod
+    def from_plain(cls, plain: tuple[Any, ...]) -> Message:
+        """The inverse of ``to_plain``."""
+        queue, headers, body, content_type, content_encoding, priority, due, properties = plain
+        return cls(
+            queue=queue,
+            headers=headers,
+            body=body,
+            content_type=content_type,
+            content_encoding=content_encoding,
+            priority=priority,
+            due=due,
+            properties=properties,
+        )
+
+
+@frozen(kw_only=True)
+class Delivery:
+    """One handing-out of a message to one consumer, under a lease. It ends in exactly one settlement."""
+
+    message: Message
+    queue: str
+    """The queue it was taken from."""
+    token: Any = field(eq=False)
+    """The driver's handle, with the fencing number of this handing-out. Opaque to the kernel."""
+    count: int = 1
+    """How often the message was handed out and not given back uncounted, this time included: 1, 2, …"""
+    starts: int = 0
+    """How often the start of its work was recorded (``TransportCapabilities.start_marks``)."""
+    leased_until: float | None = None
+    """Unix time at which the lease ends unless renewed; None: held as long as the session lives."""
+
+
+class Action(enum.Enum):
+    """How a delivery can end."""
+
+    ACK = "ack"
+    """Done: the broker forgets it."""
+    REQUEUE = "requeue"
+    """Back to its queue, at the front among equals, after ``Settlement.delay``."""
+    DEAD = "dead"
+    """To the dead letters, with ``Settlement.cause``."""
+
+
+@frozen(kw_only=True)
+class Settlement:
+    """The end of one delivery."""
+
+    delivery: Delivery
+    action: Action
+    delay: float = 0.0
+    """REQUEUE: seconds until it may be handed out again."""
+    counted: bool = True
+    """REQUEUE: whether this handing-out stays in the count; False for work that was given back unstarted."""
+    cause: str = ""
+    """DEAD: why, in one line; kept in the header ``umbel-dead-cause``."""
+
+
+class State(str, enum.Enum):
+    """Task states as stored. Custom states are plain strings beside these."""
+
+    PENDING = "PENDING"
+    RECEIVED = "RECEIVED"
+    STARTED = "STARTED"
+    SUCCESS = "SUCCESS"
+    FAILURE = "FAILURE"
+    RETRY = "RETRY"
+    REVOKED = "REVOKED"
+    REJECTED = "REJECTED"
+    IGNORED = "IGNORED"
+
+    __str__ = str.__str__
+
+
+FINAL_STATES: Final = frozenset({"SUCCESS", "FAILURE", "REVOKED"})
+"""A record in one of these never changes again."""
+
+
+@frozen(kw_only=True)
+class Result:
+    """One state of one task, as a result store keeps it."""
+
+    task_id: str
+    state: str
+    document: bytes
+    """The whole result document (status, result, traceback, children, date_done, task_id, …), serialised."""
+    content_type: str = "application/json"
+    content_encoding: str = "utf-8"
+    expires: float | None = None
+    """Seconds from now after which the store may forget it; None: never."""
+
+    @property
+    def final(self) -> bool:
+        """Whether the task has ended."""
+        return self.state in FINAL_STATES
+
+    def to_plain(self) -> tuple[Any, ...]:
+        """The result as plain data, for a pipe between processes of one version."""
+        return (
+            self.task_id,
+            self.state,
+            self.document,
+            self.content_type,
+            self.content_encoding,
+            self.expires,
+        )
+
+    @classmethod
+    def from_plain(cls, plain: tuple[Any, ...]) -> Result:
+        """The inverse of ``to_plain``."""
+        task_id, state, document, content_type, content_encoding, expires = plain
+        return cls(
+            task_id=task_id,
+            state=state,
+            document=document,
+            content_type=content_type,
+            content_encoding=content_encoding,
+            expires=expires,
+        )
+
+
+@frozen(kw_only=True)
+class Job:
+    """One piece of work for a pool. The pool moves the payload and reads only the fields below."""
+
+    id: int
+    """Ascending within one worker's life, never used twice in it."""
+    task: str
+    """The task's name, for logs and for learning how long such work takes."""
+    payload: tuple[Any, ...]
+    """Plain data for the executor."""
+    time_limit: float | None = None
+    """Seconds after which the pool kills the work (capability ``hard_limit``)."""
+    soft_time_limit: float | None = None
+    """Seconds after which the pool raises ``SoftTimeLimitExceeded`` in it (capability ``soft_limit``)."""
+
+
+class Ending(enum.Enum):
+    """How a job left the pool."""
+
+    DONE = "done"
+    """The executor returned; ``Completion.payload`` is what it returned."""
+    RETURNED = "returned"
+    """It was not started: given back by ``recall`` or ``stop``, or reserved on a child that died."""
+    LOST = "lost"
+    """The child died while running it; ``Completion.detail`` says how (``signal 9 (SIGKILL)``, ``exit code 1``)."""
+    TIMED_OUT = "timed out"
+    """Its hard limit passed, and it was killed."""
+    CANCELLED = "cancelled"
+    """``cancel`` or ``stop`` ended it while it ran."""
+
+
+@frozen(kw_only=True)
+class Completion:
+    """One job's end. Every submitted job has exactly one."""
+
+    job_id: int
+    ending: Ending
+    payload: tuple[Any, ...] | None = None
+    """DONE: the executor's plain data, opaque to the pool."""
+    detail: str = ""
+    runtime: float = 0.0
+    """Seconds between the start in the child and its end, where known."""
+
+
+class Verdict(enum.Enum):
+    """What came of one delivery, before policy decides how to settle it."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"
+    RETRY = "retry"
+    IGNORED = "ignored"
+    REJECTED = "rejected"
+    REQUEUED = "requeued"
+    """``raise Reject(requeue=True)``."""
+    EXPIRED = "expired"
+    REVOKED = "revoked"
+    UNKNOWN_TASK = "unknown task"
+    UNREADABLE = "unreadable"
+    """Undecodable, refused content type, oversize, or a form that is not understood."""
+    LOST = "lost"
+    TIMED_OUT = "timed out"
+    CANCELLED = "cancelled"
+    """Stopped while running, because the worker is shutting down."""
+    RETURNED = "returned"
+    """Not started."""
+
+
+@frozen(kw_only=True)
+class Outcome:
+    """What came of one delivery, and what has to be sent and stored because of it."""
+
+    verdict: Verdict
+    task_id: str = ""
+    task: str = ""
+    results: tuple[Result, ...] = ()
+    """To be stored before the delivery is settled."""
+    follow_ups: tuple[Message, ...] = ()
+    """To be published before the results are stored: retries, callbacks, the next of a chain."""
+    detail: str = ""
+    """One line for logs, events and dead letters: the exception, or the reason."""
+    traceback: str | None = None
+    runtime: float = 0.0
+
+    def to_plain(self) -> tuple[Any, ...]:
+        """The outcome as plain data, for a pipe between processes of one version."""
+        return (
+            self.verdict.value,
+            self.task_id,
+            self.task,
+            [r.to_plain() for r in self.results],
+            [m.to_plain() for m in self.follow_ups],
+            self.detail,
+            self.traceback,
+            self.runtime,
+        )
+
+    @classmethod
+    def from_plain(cls, plain: tuple[Any, ...]) -> Outcome:
+        """The inverse of ``to_plain``."""
+        verdict, task_id, task, results, follow_ups, detail, traceback, runtime = plain
+        return cls(
+            verdict=Verdict(verdict),
+            task_id=task_id,
+            task=task,
+            results=tuple(Result.from_plain(r) for r in results),
+            follow_ups=tuple(Message.from_plain(m) for m in follow_ups),
+            detail=detail,
+            traceback=traceback,
+            runtime=runtime,
+        )
+
+
+@frozen(kw_only=True)
+class QueueSpec:
+    """A queue as the settings want it."""
+
+    name: str
+    type: str | None = None
+    """A kind that only the driver knows (RabbitMQ: ``quorum``, ``classic``); None: its default."""
+    max_priority: int | None = None
+    arguments: Mapping[str, Any] = field(factory=dict)
+    """Further arguments of the driver's own."""
+
+
+@frozen(kw_only=True)
+class ScheduleEntry:
+    """A periodic entry as a scheduler store keeps it. The schedule is plain data that the clockwork reads."""
+
+    name: str
+    task: str
+    schedule: Mapping[str, Any]
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(factory=dict)
+    options: Mapping[str, Any] = field(factory=dict)
+    enabled: bool = True
+    last_due: float | None = None
+    """The due time that was last sent; Unix time."""
+    next_due: float | None = None
+    total_runs: int = 0
+
+
+@frozen(kw_only=True)
+class Lease:
+    """A named right, held by one owner until a time, numbered so that a late holder can be told apart."""
+
+    name: str
+    owner: str
+    fence: int
+    """Grows each time the right passes to another owner."""
+    until: float
+    """Unix time."""
+    value: bytes = b""
+
+
+__all__ = [
+    "DEAD_SUFFIX",
+    "FINAL_STATES",
+    "HEADER_DEAD_AT",
+    "HEADER_DEAD_CAUSE",
+    "HEADER_DEAD_COUNT",
+    "HEADER_DEAD_QUEUE",
+    "Action",
+    "Completion",
+    "Delivery",
+    "Ending",
+    "Job",
+    "Lease",
+    "Message",
+    "Outcome",
+    "QueueSpec",
+    "Result",
+    "ScheduleEntry",
+    "Settlement",
+    "State",
+    "Verdict",
+    "dead_letter_queue",
+    "evolve",
+]

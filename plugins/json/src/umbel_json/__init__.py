@@ -1,0 +1,1 @@
+"""JSON serializer of Umbel, with the wire's extension forms."""

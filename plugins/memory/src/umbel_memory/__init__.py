@@ -1,0 +1,1 @@
+"""In-process transport and result store of Umbel: the official test double."""

@@ -1,0 +1,1 @@
+"""Pickle serializer of Umbel, refused unless accepted by name."""

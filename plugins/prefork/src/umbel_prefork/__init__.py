@@ -1,0 +1,1 @@
+"""Process pool of Umbel: a clean fork server, one socket pair per child."""

@@ -1,0 +1,1 @@
+"""Main-thread pool of Umbel: one task at a time, for debugging."""
