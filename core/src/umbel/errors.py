@@ -126,19 +126,19 @@ class MaxRetriesExceeded(UmbelError):
 # --- raised inside a task -----------------------------------------------------------------------
 
 
-class SoftTimeLimitExceeded(Exception):  # noqa: N818  # the field's name; not an UmbelError: tasks catch it
+class SoftTimeLimitExceeded(Exception):  # the field's name; not an UmbelError: tasks catch it
     """Raised inside the task when its soft time limit passes."""
 
 
-class TaskCancelled(BaseException):  # noqa: N818  # BaseException, so that `except Exception` cannot swallow it
+class TaskCancelled(BaseException):  # BaseException, so that `except Exception` cannot swallow it
     """Raised inside the task when it is cancelled while it runs."""
 
 
-class Ignore(Exception):  # noqa: N818  # a verdict, not an error; the field's name
+class Ignore(Exception):  # a verdict, not an error; the field's name
     """Raised by a task to say: acknowledge me, store nothing."""
 
 
-class Reject(Exception):  # noqa: N818  # a verdict, not an error; the field's name
+class Reject(Exception):  # a verdict, not an error; the field's name
     """Raised by a task to refuse its delivery: to the dead letters, or back to the queue with ``requeue``."""
 
     def __init__(self, reason: object = None, requeue: bool = False) -> None:
@@ -147,7 +147,7 @@ class Reject(Exception):  # noqa: N818  # a verdict, not an error; the field's n
         self.requeue = requeue
 
 
-class Retry(Exception):  # noqa: N818  # a verdict, not an error; the field's name
+class Retry(Exception):  # a verdict, not an error; the field's name
     """What ``self.retry()`` raises: the task is to be sent again after ``delay`` seconds."""
 
     def __init__(self, delay: float = 0.0, cause: BaseException | None = None) -> None:

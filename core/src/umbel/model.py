@@ -127,7 +127,7 @@ class Settlement:
     """DEAD: why, in one line; kept in the header ``umbel-dead-cause``."""
 
 
-class State(str, enum.Enum):
+class State(enum.StrEnum):
     """Task states as stored. Custom states are plain strings beside these."""
 
     PENDING = "PENDING"
@@ -139,8 +139,6 @@ class State(str, enum.Enum):
     REVOKED = "REVOKED"
     REJECTED = "REJECTED"
     IGNORED = "IGNORED"
-
-    __str__ = str.__str__
 
 
 FINAL_STATES: Final = frozenset({"SUCCESS", "FAILURE", "REVOKED"})
@@ -303,6 +301,49 @@ class Outcome:
 
 
 @frozen(kw_only=True)
+class TaskOptions:
+    """How one task behaves. The decorator gives them, ``[tasks."…"]`` in the settings overrides them, a call overrides both."""
+
+    queue: str | None = None
+    """None: the default queue."""
+    serializer: str | None = None
+    compression: str | None = None
+    max_retries: int | None = 3
+    """None: for ever."""
+    retry_delay: float = 180.0
+    """Seconds before a retry that names no delay of its own."""
+    autoretry_for: tuple[type[BaseException], ...] = ()
+    """Exceptions that retry the task by themselves."""
+    dont_autoretry_for: tuple[type[BaseException], ...] = ()
+    retry_backoff: float = 0.0
+    """First delay of an exponential back-off for ``autoretry_for``; 0: ``retry_delay`` each time."""
+    retry_backoff_max: float = 600.0
+    retry_jitter: bool = True
+    """Draw each back-off between zero and its full length, so that retries do not come in step."""
+    ack: str = "late"
+    """``late``: acknowledge after the result is stored (at least once); ``early``: before the start (at most once)."""
+    ignore_result: bool = False
+    time_limit: float | None = None
+    """Seconds after which the task is killed."""
+    soft_time_limit: float | None = None
+    """Seconds after which ``SoftTimeLimitExceeded`` is raised in the task."""
+    rate_limit: str | None = None
+    """Starts a worker allows: ``10/s``, ``100/m``, ``5/h``."""
+    expires: float | None = None
+    """Seconds after sending from which the task is not run any more."""
+    priority: int | None = None
+    """0 to 9, higher is sooner; None: 0."""
+    max_deliveries: int | None = None
+    """Starts that may end in the loss of the process before the message goes to the dead letters; None: the worker's."""
+    track_started: bool = False
+    """Store STARTED when the task begins."""
+    typed: bool = False
+    """Turn arguments and result into what the annotations say, by cattrs, on the worker and in ``get()``."""
+    throws: tuple[type[BaseException], ...] = ()
+    """Expected exceptions: logged in one line, without a traceback."""
+
+
+@frozen(kw_only=True)
 class QueueSpec:
     """A queue as the settings want it."""
 
@@ -364,6 +405,7 @@ __all__ = [
     "ScheduleEntry",
     "Settlement",
     "State",
+    "TaskOptions",
     "Verdict",
     "dead_letter_queue",
     "evolve",

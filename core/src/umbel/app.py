@@ -1,0 +1,534 @@
+"""The composition root: an app holds its settings, plugins, tasks and components, and makes each on first use.
+
+No globals: two apps live in one process without knowing of each other. The one register below serves ``shared_task``, whose
+point is to be written before any app exists, and forks.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypedDict, TypeVar, Unpack, cast, overload
+from zoneinfo import ZoneInfo
+
+import attrs
+
+from umbel import protocol
+from umbel.canvas.signature import Signature
+from umbel.client import Client
+from umbel.codec import Codec
+from umbel.errors import SettingsError, UmbelError
+from umbel.gateway import Gateway, LocalGateway
+from umbel.model import TaskOptions
+from umbel.plugins.manager import PluginManager
+from umbel.ports.clock import Clock, SystemClock
+from umbel.registry import Registry
+from umbel.result import AsyncResult
+from umbel.routing import effective_options
+from umbel.runtime import LoopThread
+from umbel.task import CallOptions, Request, Task
+
+if TYPE_CHECKING:
+    from umbel.ports.result_store import ResultStore
+    from umbel.ports.transport import Transport
+    from umbel.settings.schema import Settings
+    from umbel.settings.sources import Loaded
+    from umbel.worker.worker import Worker
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Middleware = Callable[[Callable[[Request], Any], Request], Any]
+"""``(call_next, request) -> value``: wraps every task's call where it runs."""
+
+MAIN_MODULES = ("__main__", "__umbel_main__")
+"""Names of a script's module: run by the user, and run again in a child."""
+
+
+class DeclaredOptions(TypedDict, total=False):
+    """What ``@app.task(…)`` takes, beside ``name``, ``bind`` and ``base``: the fields of ``TaskOptions``, and handlers."""
+
+    queue: str | None
+    serializer: str | None
+    compression: str | None
+    max_retries: int | None
+    retry_delay: float
+    autoretry_for: tuple[type[BaseException], ...]
+    dont_autoretry_for: tuple[type[BaseException], ...]
+    retry_backoff: float
+    retry_backoff_max: float
+    retry_jitter: bool
+    ack: str
+    ignore_result: bool
+    time_limit: float | None
+    soft_time_limit: float | None
+    rate_limit: str | None
+    expires: float | None
+    priority: int | None
+    max_deliveries: int | None
+    track_started: bool
+    typed: bool
+    throws: tuple[type[BaseException], ...]
+    on_success: Callable[..., Any]
+    on_failure: Callable[..., Any]
+    on_retry: Callable[..., Any]
+
+
+class Umbel:
+    """An application: ``app = Umbel("shop")``. Cheap to make; nothing is read or connected before first use."""
+
+    def __init__(
+        self,
+        name: str = "main",
+        *,
+        broker: str | None = None,
+        results: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+        plugins: Sequence[object] = (),
+        middleware: Sequence[Middleware] = (),
+        clock: Clock | None = None,
+    ) -> None:
+        """``settings``: as in ``umbel.toml``, nested or with dotted keys. ``plugins``: objects with hook implementations."""
+        code: dict[str, Any] = dict(settings or {})
+        if broker is not None:
+            code["broker.url"] = broker
+        if results is not None:
+            code["results.url"] = results
+        self.name = name
+        self.tasks = Registry()
+        self.clock: Clock = clock or SystemClock()
+        self.middleware = list(middleware)
+        self.reference: str | None = None
+        """``module:attribute`` under which another process finds this app; see ``locate``."""
+        self._sources: dict[str, Any] = {"code": code, "command_line": {}, "file": None}
+        self._extra_plugins = tuple(plugins)
+        self._lock = threading.RLock()
+        self._loaded: Loaded | None = None
+        self._plugins: PluginManager | None = None
+        self._codec: Codec | None = None
+        self._result_codec: Codec | None = None
+        self._client: Client | None = None
+        self._gateway: Gateway | None = None
+        self._runtime: LoopThread | None = None
+        _apps.add(self)
+        for shared in _shared:
+            shared.declare(self)
+
+    def __repr__(self) -> str:
+        return f"<Umbel {self.name}>"
+
+    # --- settings -------------------------------------------------------------------------------
+
+    def configure(self, *, file: Path | str | None = None, command_line: Mapping[str, Any] | None = None) -> None:
+        """Name the settings file and give settings that override all others. Only before first use."""
+        with self._lock:
+            if self._loaded is not None:
+                raise UmbelError(f"app {self.name!r} has read its settings already; configure it before first use")
+            if file is not None:
+                self._sources["file"] = file
+            self._sources["command_line"] = {**self._sources["command_line"], **(command_line or {})}
+
+    @property
+    def loaded(self) -> Loaded:
+        """The settings, and where each came from. Raises ``SettingsError`` with every problem at once."""
+        with self._lock:
+            if self._loaded is None:
+                from umbel.settings.sources import load  # reads TOML and brings cattrs: not at import
+
+                self._loaded = load(**self._sources)
+            return self._loaded
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force."""
+        return self.loaded.settings
+
+    @property
+    def timezone(self) -> ZoneInfo:
+        """The zone in which times without an offset are read."""
+        return ZoneInfo(self.settings.timezone)
+
+    def options_of(self, name: str, declared: TaskOptions) -> TaskOptions:
+        """``declared`` after the settings had their say."""
+        return effective_options(name, declared, self.settings.tasks)
+
+    # --- components, each made on first use -----------------------------------------------------
+
+    @property
+    def plugins(self) -> PluginManager:
+        """The app's plugins: those it was given, those its settings name, and whatever its components are."""
+        with self._lock:
+            if self._plugins is None:
+                chosen = self.settings.plugins
+                manager = PluginManager(disabled=chosen.disable)
+                for plugin in self._extra_plugins:
+                    manager.register(plugin)
+                manager.load_hooks(chosen.hooks)
+                self._plugins = manager
+                manager.configure(self)
+            return self._plugins
+
+    @property
+    def codec(self) -> Codec:
+        """For message bodies."""
+        with self._lock:
+            if self._codec is None:
+                self._codec = Codec(self.plugins, self.settings.codec)
+            return self._codec
+
+    @property
+    def result_codec(self) -> Codec:
+        """For result documents."""
+        with self._lock:
+            if self._result_codec is None:
+                name = self.settings.results.serializer
+                chosen = attrs.evolve(
+                    self.settings.codec, serializer=name, accept=(name,), compression=None, accept_compression=()
+                )
+                self._result_codec = Codec(self.plugins, chosen)
+            return self._result_codec
+
+    @property
+    def client(self) -> Client:
+        """Builds and sends messages."""
+        if (client := self._client) is not None:
+            return client
+        with self._lock:
+            if self._client is None:
+                self._client = Client(self)
+            return self._client
+
+    @property
+    def runtime(self) -> LoopThread:
+        """The process's I/O loop."""
+        with self._lock:
+            if self._runtime is None:
+                self._runtime = LoopThread()
+            return self._runtime
+
+    @property
+    def gateway(self) -> Gateway:
+        """The way to the broker and the result store from this process."""
+        if (gateway := self._gateway) is not None:
+            return gateway
+        with self._lock:
+            if self._gateway is None:
+                store = self.make_result_store if self.settings.results.url else None
+                self._gateway = LocalGateway(self.runtime, self.make_transport, store)
+            return self._gateway
+
+    def use_gateway(self, gateway: Gateway) -> None:
+        """Send through ``gateway`` from now on: how a worker's child is tied to its parent."""
+        self._gateway = gateway
+
+    def make_transport(self) -> Transport:
+        """A new transport as the settings want it. Raises ``PluginError``, ``SettingsError``."""
+        broker = self.settings.broker
+        return self.plugins.make_transport(broker.url, broker.options, self.clock)
+
+    def make_result_store(self) -> ResultStore:
+        """A new result store as the settings want it. Raises ``PluginError``, ``SettingsError``."""
+        results = self.settings.results
+        if not results.url:
+            raise SettingsError(['there is no result store: [results] url is "disabled"'])
+        return self.plugins.make_result_store(results.url, results.options, self.clock)
+
+    def close(self) -> None:
+        """Close connections and end the I/O loop. The app can be used again; it then connects anew."""
+        with self._lock:
+            gateway, self._gateway, self._client, self._runtime = self._gateway, None, None, None
+        if isinstance(gateway, LocalGateway):
+            gateway.close()
+
+    def __enter__(self) -> Umbel:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _after_fork(self) -> None:
+        # The child of a fork shares its parent's sockets and files but none of its threads: leave them, start afresh.
+        self._lock = threading.RLock()
+        if isinstance(self._gateway, LocalGateway):
+            self._gateway = None
+        self._client = self._runtime = None
+
+    # --- tasks ----------------------------------------------------------------------------------
+
+    @overload
+    def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
+
+    @overload
+    def task(
+        self,
+        /,
+        *,
+        name: str | None = None,
+        base: type[Task[..., Any]] | None = None,
+        **options: Unpack[DeclaredOptions],
+    ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+
+    @overload
+    def task(
+        self,
+        /,
+        *,
+        bind: bool,
+        name: str | None = None,
+        base: type[Task[..., Any]] | None = None,
+        **options: Unpack[DeclaredOptions],
+    ) -> Callable[[Callable[Concatenate[Any, P], R]], Task[P, R]]: ...
+
+    def task(
+        self,
+        function: Callable[..., Any] | None = None,
+        /,
+        *,
+        bind: bool = False,
+        name: str | None = None,
+        base: type[Task[..., Any]] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Make a function a task: ``@app.task`` or ``@app.task(queue="mail", max_retries=5, …)``.
+
+        ``bind=True`` gives the function its task as first argument (``self.request``, ``self.retry``). An ``async def``
+        function runs on an event loop where the task runs. The name is ``module.function`` unless given. Raises
+        ``TypeError`` for an option that does not exist.
+        """
+
+        def declare(function: Callable[..., Any]) -> Task[..., Any]:
+            handlers: dict[str, Callable[..., Any]] = {
+                handler: options.pop(handler) for handler in ("on_success", "on_failure", "on_retry") if handler in options
+            }
+            unknown = options.keys() - {a.name for a in attrs.fields(TaskOptions)}
+            if unknown:
+                known = ", ".join(a.name for a in attrs.fields(TaskOptions))
+                raise TypeError(f"a task has no option {sorted(unknown)}; its options are: name, bind, base, {known}")
+            task = (base or Task)(
+                self,
+                function,
+                name=name or self._name_of(function),
+                bind=bind,
+                options=TaskOptions(**options),
+                handlers=handlers,
+            )
+            self.tasks.add(task)
+            return task
+
+        return declare if function is None else declare(function)
+
+    def _name_of(self, function: Callable[..., Any]) -> str:
+        module = function.__module__
+        return f"{self.name if module in MAIN_MODULES else module}.{function.__qualname__.replace('<locals>.', '')}"
+
+    def send_task(
+        self,
+        name: str,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[CallOptions],
+    ) -> AsyncResult[Any]:
+        """Send a task by name, whether or not its code is here. Raises as ``Task.delay``."""
+        if name in self.tasks:
+            return self.tasks[name].apply_async(args, kwargs, **options)
+        timeout = options.pop("timeout", None)
+        effective = self.options_of(name, TaskOptions())
+        message = self.client.message(name, args, kwargs or {}, effective, **options)
+        self.client.send([message], timeout)
+        return AsyncResult(message.id, self)
+
+    def signature(self, name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Signature:
+        """A call of a task by name, as a value."""
+        return Signature(task=name, args=tuple(args), kwargs=kwargs or {}, app=self)
+
+    def result(self, task_id: str) -> AsyncResult[Any]:
+        """A handle on a task that was sent before, by id."""
+        return AsyncResult(task_id, self)
+
+    def load_tasks(self) -> None:
+        """Import the modules that the settings' ``imports`` name. Raises ``UmbelError`` naming the module."""
+        for module in self.settings.imports:
+            _import(module, "[umbel] imports")
+
+    # --- running --------------------------------------------------------------------------------
+
+    def worker(self) -> Worker:
+        """A worker of this app, not yet started."""
+        from umbel.worker.worker import Worker
+
+        return Worker(self)
+
+    def locate(self) -> str:
+        """``module:attribute`` (or ``file.py:attribute``) under which another process can import this app.
+
+        Raises ``UmbelError`` where it hangs in no module.
+        """
+        if self.reference is None:
+            for module_name, module in list(sys.modules.items()):
+                for attribute, value in list(vars(module).items()) if module else ():
+                    if value is self and (file := getattr(module, "__file__", None)):
+                        where = str(Path(file).resolve()) if module_name in MAIN_MODULES else module_name
+                        self.reference = f"{where}:{attribute}"
+                        return f"{where}:{attribute}"
+            raise UmbelError(
+                f"app {self.name!r} is no module's attribute, so a child process cannot import it: make it one, or use "
+                'a pool without processes ([worker] pool = "threads")'
+            )
+        return self.reference
+
+
+# --- finding apps -------------------------------------------------------------------------------
+
+
+def find_app(reference: str) -> Umbel:
+    """Import the app named ``module``, ``module:attribute`` or ``file.py:attribute``.
+
+    Without an attribute, the module must hold exactly one app, or one named ``app``. Raises ``UmbelError``.
+    """
+    place, _, attribute = reference.partition(":")
+    module = _run_file(place) if place.endswith(".py") else _import(place, "-A/--app")
+    if attribute:
+        found = getattr(module, attribute, None)
+        if not isinstance(found, Umbel):
+            raise UmbelError(f"{reference!r} is {'not there' if found is None else 'not an Umbel app'}")
+    else:
+        apps = {id(v): v for v in vars(module).values() if isinstance(v, Umbel)}
+        named = getattr(module, "app", None)
+        if isinstance(named, Umbel):
+            found = named
+        elif len(apps) == 1:
+            found = next(iter(apps.values()))
+        else:
+            raise UmbelError(
+                f"module {place!r} holds {len(apps) or 'no'} apps; name one as {place}:attribute"
+                if apps
+                else f"module {place!r} holds no Umbel app"
+            )
+    found.reference = reference
+    return found
+
+
+def _import(module: str, setting: str) -> Any:
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as exc:
+        if exc.name is not None and (module == exc.name or module.startswith(exc.name + ".")):
+            raise UmbelError(
+                f"there is no module {module!r} ({setting}); modules are looked for in {os.getcwd()} and sys.path"
+            ) from exc
+        raise UmbelError(f"module {module!r} ({setting}) needs {exc.name!r}, which is not installed") from exc
+
+
+def _run_file(path: str) -> Any:
+    """A script, run as a module of its own name once in this process."""
+    import importlib.util
+
+    name = MAIN_MODULES[1]
+    if (known := sys.modules.get(name)) is not None and known.__file__ == path:
+        return known
+    main = sys.modules.get(MAIN_MODULES[0])
+    if (
+        main is not None
+        and getattr(main, "__file__", None)
+        and Path(cast("str", main.__file__)).resolve() == Path(path)
+    ):
+        return main
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None or not Path(path).is_file():
+        raise UmbelError(f"there is no script {path!r}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+# --- shared tasks, forks ------------------------------------------------------------------------
+
+
+class SharedTask:
+    """A task of a library, written before any app: every app has it; used directly, it is the app's in force."""
+
+    def __init__(self, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+        self._function = function
+        self._options = options
+        self._tasks: weakref.WeakKeyDictionary[Umbel, Task[..., Any]] = weakref.WeakKeyDictionary()
+        self.__name__ = function.__name__
+        self.__doc__ = function.__doc__
+
+    def declare(self, app: Umbel) -> None:
+        """Register the task in ``app``."""
+        make: Any = app.task(**self._options)
+        self._tasks[app] = make(self._function)
+
+    def _task(self) -> Task[..., Any]:
+        from umbel.task import current_request
+
+        if (request := current_request()) is not None and request.task.app in self._tasks:
+            return self._tasks[request.task.app]
+        apps = list(self._tasks)
+        if len(apps) != 1:
+            raise UmbelError(
+                f"shared task {self.__name__} belongs to {len(apps)} apps; "
+                + ("make an app first" if not apps else "use app.tasks[name] to say which")
+            )
+        return self._tasks[apps[0]]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._function(*args, **kwargs) if not self._options.get("bind") else self._task()(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task(), name)
+
+
+@overload
+def shared_task(function: Callable[P, R], /) -> Task[P, R]: ...
+
+
+@overload
+def shared_task(
+    *, name: str | None = None, base: type[Task[..., Any]] | None = None, **options: Unpack[DeclaredOptions]
+) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+
+
+@overload
+def shared_task(
+    *, bind: bool, name: str | None = None, base: type[Task[..., Any]] | None = None, **options: Unpack[DeclaredOptions]
+) -> Callable[[Callable[Concatenate[Any, P], R]], Task[P, R]]: ...
+
+
+def shared_task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+    """``@app.task`` for libraries that have no app: the task is registered in every app, made before or after."""
+
+    def declare(function: Callable[..., Any]) -> SharedTask:
+        shared = SharedTask(function, options)
+        _shared.append(shared)
+        for app in list(_apps):
+            shared.declare(app)
+        return shared
+
+    return declare if function is None else declare(function)
+
+
+_shared: list[SharedTask] = []
+_apps: weakref.WeakSet[Umbel] = weakref.WeakSet()
+
+
+def live_app(token: int) -> Umbel | None:
+    """The app of this process with that ``id``; None in another process."""
+    return next((app for app in list(_apps) if id(app) == token), None)
+
+
+def _after_fork() -> None:
+    for app in list(_apps):
+        app._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+__all__ = ["AsyncResult", "Middleware", "SharedTask", "Umbel", "find_app", "live_app", "protocol", "shared_task"]

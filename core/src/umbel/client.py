@@ -1,0 +1,181 @@
+"""Building and sending task messages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Unpack
+
+from umbel import protocol
+from umbel.canvas.signature import plain_signatures
+from umbel.errors import EncodeError
+from umbel.model import FINAL_STATES, Message, Result, TaskOptions
+from umbel.protocol import NO_EMBED, Embed
+from umbel.task import CallOptions, Request, current_request
+
+if TYPE_CHECKING:
+    from umbel.app import Umbel
+
+_SMALL_BODY = 2048
+"""Bytes below which plain ``repr`` of the arguments is quicker than a bounded one (2 µs against 15 µs)."""
+
+
+class Client:
+    """Turns calls into messages and hands them to the gateway. Thread-safe."""
+
+    def __init__(self, app: Umbel) -> None:
+        self._app = app
+        self._origin = protocol.origin()
+        self._reply_to = protocol.new_id()
+        self._before = app.plugins.observer("umbel_before_publish")
+        self._after = app.plugins.observer("umbel_after_publish")
+
+    def message(
+        self,
+        task: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: TaskOptions,
+        **call: Unpack[CallOptions],
+    ) -> Message:
+        """The message of one call. Pure but for the clock and the id. Raises ``EncodeError``, ``TypeError``, ``ValueError``."""
+        if not isinstance(args, Sequence) or isinstance(args, (str, bytes)):
+            raise TypeError(f"the arguments of a task are a list or tuple, not {type(args).__name__}")
+        now = self._app.clock.time()
+        parent = current_request()
+        eta = _due(call, now)
+        expires = _moment(call.get("expires", options.expires), now)
+        task_id = call.get("task_id") or protocol.new_id()
+        embed = _embed(call)
+        serializer = call.get("serializer") or options.serializer
+        try:
+            encoded = self._app.codec.encode(
+                protocol.make_body(args, kwargs, embed),
+                serializer=serializer,
+                compression=call.get("compression") or options.compression,
+            )
+        except EncodeError as exc:
+            raise EncodeError(f"task {task!r} cannot be sent: {exc}") from exc
+        headers = protocol.make_headers(
+            task,
+            task_id,
+            args=args,
+            kwargs=kwargs,
+            small=len(encoded.body) < _SMALL_BODY,
+            eta=eta,
+            expires=expires,
+            retries=call.get("retries", 0),
+            time_limit=call.get("time_limit", options.time_limit),
+            soft_time_limit=call.get("soft_time_limit", options.soft_time_limit),
+            root_id=call.get("root_id") or (parent.root_id if parent else None),
+            parent_id=call.get("parent_id") or (parent.id if parent else None),
+            group=call.get("group_id"),
+            group_index=call.get("group_index"),
+            shadow=call.get("shadow"),
+            origin=call.get("origin") or self._origin,
+            ignore_result=call.get("ignore_result", options.ignore_result),
+            replaced_task_nesting=call.get("replaced_task_nesting", 0),
+            stamped_headers=call.get("stamped_headers"),
+            stamps=call.get("stamps"),
+            argsrepr=call.get("argsrepr"),
+            kwargsrepr=call.get("kwargsrepr"),
+            headers=call.get("headers"),
+        )
+        if encoded.compression:
+            headers["compression"] = encoded.compression
+        priority = call.get("priority", options.priority) or 0
+        if not 0 <= priority <= 9:
+            raise ValueError(f"priority is 0 to 9, higher is sooner; {priority!r} is not")
+        properties: dict[str, Any] = {
+            "correlation_id": task_id,
+            "reply_to": call.get("reply_to") or self._reply_to,
+            "delivery_mode": 2,
+        }
+        if expires is not None:
+            properties["expiration"] = str(max(0, math.ceil((expires - now) * 1000)))
+        return Message(
+            queue=call.get("queue") or options.queue or self._app.settings.default_queue,
+            headers=headers,
+            body=encoded.body,
+            content_type=encoded.content_type,
+            content_encoding=encoded.content_encoding,
+            priority=priority,
+            due=eta,
+            properties=properties,
+        )
+
+    def send(self, messages: Sequence[Message], timeout: float | None = None) -> None:
+        """Publish; return when the broker has accepted every message. Raises ``PublishError`` within the deadline."""
+        if not messages:
+            return
+        if self._before:
+            self._before(messages=messages)
+        self._app.gateway.publish(messages, self._deadline(timeout))
+        self._sent(messages)
+
+    async def asend(self, messages: Sequence[Message], timeout: float | None = None) -> None:
+        """``send`` for event loops."""
+        if not messages:
+            return
+        if self._before:
+            self._before(messages=messages)
+        await self._app.gateway.apublish(messages, self._deadline(timeout))
+        self._sent(messages)
+
+    def put_state(self, request: Request, state: str, meta: Any) -> None:
+        """Store a passing state of a running task."""
+        if state in FINAL_STATES:
+            raise ValueError(f"{state} is how a task ends: return, or raise; update_state tells what happens before")
+        if request.called_directly or not self._app.settings.results.url:
+            return
+        self._app.gateway.put([self.state_record(request.id, state, meta)])
+
+    def state_record(self, task_id: str, state: str, meta: Any) -> Result:
+        """The record of a passing state. Raises ``EncodeError``."""
+        encoded = self._app.result_codec.encode(protocol.result_document(task_id, state, meta))
+        return Result(
+            task_id=task_id,
+            state=str(state),
+            document=encoded.body,
+            content_type=encoded.content_type,
+            content_encoding=encoded.content_encoding,
+            expires=self._app.settings.results.expires,
+        )
+
+    def _deadline(self, timeout: float | None) -> float:
+        return self._app.settings.broker.publish_timeout if timeout is None else timeout
+
+    def _sent(self, messages: Sequence[Message]) -> None:
+        if (parent := current_request()) is not None:
+            parent.children.extend(message.id for message in messages)
+        if self._after:
+            self._after(messages=messages)
+
+
+def _due(call: CallOptions, now: float) -> float | None:
+    eta, countdown = call.get("eta"), call.get("countdown")
+    if eta is not None and countdown is not None:
+        raise ValueError("give countdown or eta, not both")
+    if countdown is not None:
+        return now + countdown if countdown > 0 else None
+    return _moment(eta, now)
+
+
+def _moment(value: float | datetime | None, now: float) -> float | None:
+    """Seconds from now or a moment (naive: UTC) as Unix time."""
+    if isinstance(value, datetime):
+        return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+    return None if value is None else now + value
+
+
+def _embed(call: CallOptions) -> Embed:
+    link, link_error, chain, chord = (call.get(name) for name in ("link", "link_error", "chain", "chord"))
+    if not (link or link_error or chain or chord):
+        return NO_EMBED
+    return Embed(
+        callbacks=plain_signatures(link),
+        errbacks=plain_signatures(link_error),
+        chain=plain_signatures(chain),
+        chord=chord,  # type: ignore[arg-type]  # CallOptions says it is a mapping or absent
+    )

@@ -1,0 +1,246 @@
+"""The way out of a process: publish, and speak to the result store.
+
+A process with connections of its own uses ``LocalGateway``; a child of a worker holds none and sends the same calls up to
+its parent through ``UplinkGateway``. Tasks and result handles know only ``Gateway``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from umbel.errors import BrokerUnavailable, NotSupported, PublishError, ResultTimeout
+from umbel.model import Message, Result
+from umbel.ports.pool import Upcall
+from umbel.ports.result_store import ResultStore
+from umbel.ports.transport import Transport
+from umbel.runtime import LoopThread
+
+
+class Gateway(ABC):
+    """Every operation comes in two forms: blocking, and awaitable (``a…``) on any event loop."""
+
+    @abstractmethod
+    def publish(self, messages: Sequence[Message], timeout: float) -> None:
+        """Return when the broker has accepted every message. Raises ``PublishError`` within ``timeout`` seconds."""
+
+    @abstractmethod
+    def get(self, task_ids: Sequence[str]) -> Mapping[str, Result]:
+        """Records of those tasks that have one."""
+
+    @abstractmethod
+    def wait(self, task_id: str, timeout: float | None) -> Result:
+        """The final record of a task. Raises ``ResultTimeout``."""
+
+    @abstractmethod
+    def put(self, results: Sequence[Result]) -> None:
+        """Store records."""
+
+    @abstractmethod
+    def forget(self, task_ids: Sequence[str]) -> None:
+        """Delete records."""
+
+    @abstractmethod
+    async def apublish(self, messages: Sequence[Message], timeout: float) -> None: ...
+
+    @abstractmethod
+    async def aget(self, task_ids: Sequence[str]) -> Mapping[str, Result]: ...
+
+    @abstractmethod
+    async def await_(self, task_id: str, timeout: float | None) -> Result: ...
+
+    @abstractmethod
+    async def aforget(self, task_ids: Sequence[str]) -> None: ...
+
+
+class LocalGateway(Gateway):
+    """Owns this process's transport and result store, both living on the I/O loop, made on first use."""
+
+    def __init__(
+        self,
+        runtime: LoopThread,
+        make_transport: Callable[[], Transport],
+        make_store: Callable[[], ResultStore] | None,
+    ) -> None:
+        self.runtime = runtime
+        self._make_transport = make_transport
+        self._make_store = make_store
+        self._transport: Transport | None = None
+        self._store: ResultStore | None = None
+
+    # --- components, on the I/O loop ---
+
+    @property
+    def transport(self) -> Transport:
+        """The present transport."""
+        if self._transport is None:
+            self._transport = self._make_transport()
+        return self._transport
+
+    @property
+    def store(self) -> ResultStore:
+        """The result store. Raises ``NotSupported`` where there is none."""
+        if self._store is None:
+            if self._make_store is None:
+                raise NotSupported('there is no result store: [results] url is "disabled"')
+            self._store = self._make_store()
+        return self._store
+
+    @property
+    def has_store(self) -> bool:
+        return self._make_store is not None
+
+    async def replace_transport(self, broken: Transport) -> None:
+        """Throw a broken session away whole; the next use builds a new one. One of many callers does it."""
+        if self._transport is broken:
+            self._transport = None
+            try:
+                await broken.close()
+            except Exception:  # it is broken: closing it may fail in any way, and there is nothing left to save
+                return
+
+    async def close_components(self) -> None:
+        """Close transport and store."""
+        transport, self._transport = self._transport, None
+        store, self._store = self._store, None
+        if transport is not None:
+            await transport.close()
+        if store is not None:
+            await store.close()
+
+    def close(self) -> None:
+        """Close everything and end the loop. Blocks for some seconds at most."""
+        if self.runtime.running:
+            try:
+                self.runtime.call(self.close_components(), timeout=5)
+            finally:
+                self.runtime.stop()
+
+    # --- operations, on the I/O loop ---
+
+    async def do_publish(self, messages: Sequence[Message], timeout: float) -> None:
+        """Publish under one absolute deadline; a passing fault is tried again on a new session until then."""
+        deadline = time.monotonic() + timeout
+        pause = 0.05
+        while True:
+            transport = self.transport
+            remaining = deadline - time.monotonic()
+            try:
+                async with asyncio.timeout(remaining + 0.1):  # a driver bounds its own call; this bounds a driver's bug
+                    await transport.publish(messages, timeout=max(remaining, 0.001))
+                return
+            except BrokerUnavailable:
+                await self.replace_transport(transport)
+                if deadline - time.monotonic() <= pause:
+                    raise
+            except TimeoutError:
+                await self.replace_transport(transport)
+                raise BrokerUnavailable(
+                    f"the broker has not confirmed within {timeout:g} s ([broker] publish_timeout)"
+                ) from None
+            await asyncio.sleep(pause * random.uniform(0.5, 1))  # jitter, not a secret
+            pause = min(pause * 2, 1.0)
+
+    async def do_get(self, task_ids: Sequence[str]) -> Mapping[str, Result]:
+        return await self.store.get(task_ids)
+
+    async def do_wait(self, task_id: str, timeout: float | None) -> Result:
+        try:
+            async with asyncio.timeout(timeout):
+                return await self.store.wait(task_id)
+        except TimeoutError:
+            raise ResultTimeout(f"task {task_id} has no result after {timeout:g} s") from None
+
+    async def do_put(self, results: Sequence[Result]) -> None:
+        await self.store.put(results)
+
+    async def do_forget(self, task_ids: Sequence[str]) -> None:
+        await self.store.forget(task_ids)
+
+    # --- the two forms ---
+
+    def publish(self, messages: Sequence[Message], timeout: float) -> None:
+        self.runtime.call(self.do_publish(messages, timeout))
+
+    def get(self, task_ids: Sequence[str]) -> Mapping[str, Result]:
+        return self.runtime.call(self.do_get(task_ids))
+
+    def wait(self, task_id: str, timeout: float | None) -> Result:
+        return self.runtime.call(self.do_wait(task_id, timeout))
+
+    def put(self, results: Sequence[Result]) -> None:
+        self.runtime.call(self.do_put(results))
+
+    def forget(self, task_ids: Sequence[str]) -> None:
+        self.runtime.call(self.do_forget(task_ids))
+
+    async def apublish(self, messages: Sequence[Message], timeout: float) -> None:
+        await asyncio.wrap_future(self.runtime.submit(self.do_publish(messages, timeout)))
+
+    async def aget(self, task_ids: Sequence[str]) -> Mapping[str, Result]:
+        return await asyncio.wrap_future(self.runtime.submit(self.do_get(task_ids)))
+
+    async def await_(self, task_id: str, timeout: float | None) -> Result:
+        return await asyncio.wrap_future(self.runtime.submit(self.do_wait(task_id, timeout)))
+
+    async def aforget(self, task_ids: Sequence[str]) -> None:
+        await asyncio.wrap_future(self.runtime.submit(self.do_forget(task_ids)))
+
+    async def answer(self, verb: str, payload: Any) -> Any:
+        """Answer a child's upcall: the same operations, in plain data."""
+        match verb:
+            case "publish":
+                messages, timeout = payload
+                await self.do_publish([Message.from_plain(m) for m in messages], timeout)
+                return None
+            case "put":
+                await self.do_put([Result.from_plain(r) for r in payload])
+                return None
+            case "get":
+                return [r.to_plain() for r in (await self.do_get(payload)).values()]
+            case "wait":
+                task_id, timeout = payload
+                return (await self.do_wait(task_id, timeout)).to_plain()
+            case "forget":
+                await self.do_forget(payload)
+                return None
+        raise PublishError(f"a child asked for {verb!r}, which this worker does not know")
+
+
+class UplinkGateway(Gateway):
+    """Sends every operation to the parent worker. The awaitable forms wait in a thread."""
+
+    def __init__(self, upcall: Upcall) -> None:
+        self._upcall = upcall
+
+    def publish(self, messages: Sequence[Message], timeout: float) -> None:
+        self._upcall("publish", ([m.to_plain() for m in messages], timeout))
+
+    def get(self, task_ids: Sequence[str]) -> Mapping[str, Result]:
+        records = [Result.from_plain(r) for r in self._upcall("get", list(task_ids))]
+        return {r.task_id: r for r in records}
+
+    def wait(self, task_id: str, timeout: float | None) -> Result:
+        return Result.from_plain(self._upcall("wait", (task_id, timeout)))
+
+    def put(self, results: Sequence[Result]) -> None:
+        self._upcall("put", [r.to_plain() for r in results])
+
+    def forget(self, task_ids: Sequence[str]) -> None:
+        self._upcall("forget", list(task_ids))
+
+    async def apublish(self, messages: Sequence[Message], timeout: float) -> None:
+        await asyncio.to_thread(self.publish, messages, timeout)
+
+    async def aget(self, task_ids: Sequence[str]) -> Mapping[str, Result]:
+        return await asyncio.to_thread(self.get, task_ids)
+
+    async def await_(self, task_id: str, timeout: float | None) -> Result:
+        return await asyncio.to_thread(self.wait, task_id, timeout)
+
+    async def aforget(self, task_ids: Sequence[str]) -> None:
+        await asyncio.to_thread(self.forget, task_ids)

@@ -1,0 +1,33 @@
+"""Which options and which queue a task gets. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+import attrs
+
+from umbel.model import TaskOptions
+
+if TYPE_CHECKING:
+    from umbel.settings.schema import TaskSettings
+
+
+def effective_options(name: str, declared: TaskOptions, settings: Mapping[str, TaskSettings]) -> TaskOptions:
+    """``declared`` by the decorator, overridden by the operator's ``[tasks."…"]``.
+
+    Every pattern that matches ``name`` applies, general ones first: globs from the shortest to the longest, then the
+    exact name. A setting that is not given (None) overrides nothing.
+    """
+    matching = sorted(
+        (pattern for pattern in settings if pattern == name or fnmatchcase(name, pattern)),
+        key=lambda pattern: (pattern == name, len(pattern)),
+    )
+    changes = {
+        field: value
+        for pattern in matching
+        for field, value in attrs.asdict(settings[pattern], recurse=False).items()
+        if value is not None
+    }
+    return attrs.evolve(declared, **changes) if changes else declared

@@ -1,0 +1,347 @@
+"""Tasks: a function, how it behaves, and the ways to send it."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
+from datetime import datetime
+from functools import cached_property, update_wrapper
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypedDict, TypeVar, Unpack
+
+from attrs import evolve, field, frozen
+
+from umbel.canvas.signature import Signature
+from umbel.errors import MaxRetriesExceeded, Retry
+from umbel.model import Message, TaskOptions
+from umbel.protocol import Invocation
+from umbel.result import AsyncResult
+
+if TYPE_CHECKING:
+    from umbel.app import Umbel
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class CallOptions(TypedDict, total=False):
+    """What one call may say over the task's own options."""
+
+    task_id: str
+    countdown: float
+    """Seconds from now before which it is not run."""
+    eta: datetime
+    """The moment before which it is not run."""
+    expires: float | datetime
+    """Seconds from now, or the moment, from which it is not run any more."""
+    queue: str
+    priority: int
+    serializer: str
+    compression: str
+    headers: Mapping[str, Any]
+    link: Any
+    """Signatures to send with the result when it succeeds."""
+    link_error: Any
+    """Signatures to send with the task's id when it fails."""
+    time_limit: float
+    soft_time_limit: float
+    ignore_result: bool
+    shadow: str
+    argsrepr: str
+    kwargsrepr: str
+    reply_to: str
+    timeout: float
+    """Seconds within which the broker must confirm."""
+    root_id: str
+    parent_id: str
+    group_id: str
+    group_index: int
+    chain: Sequence[Mapping[str, Any]]
+    chord: Mapping[str, Any]
+    retries: int
+    replaced_task_nesting: int
+    stamped_headers: Sequence[str]
+    stamps: Mapping[str, Any]
+    origin: str
+
+
+@frozen(kw_only=True, eq=False)
+class Request:
+    """One execution of a task, as the task itself sees it: ``self.request``."""
+
+    task: Task[..., Any]
+    invocation: Invocation
+    message: Message
+    delivery_count: int = 1
+    hostname: str = ""
+    """The worker's name."""
+    called_directly: bool = False
+    """True where the function was simply called: nothing was sent, and there is nothing to retry."""
+    is_eager: bool = False
+    children: list[str] = field(factory=list)
+    """Ids of the tasks that this one has sent."""
+
+    @property
+    def id(self) -> str:
+        return self.invocation.id
+
+    @property
+    def root_id(self) -> str | None:
+        return self.invocation.root_id
+
+    @property
+    def parent_id(self) -> str | None:
+        return self.invocation.parent_id
+
+    @property
+    def retries(self) -> int:
+        """How often the task has been retried before this execution."""
+        return self.invocation.retries
+
+    @property
+    def args(self) -> Sequence[Any]:
+        return self.invocation.args
+
+    @property
+    def kwargs(self) -> Mapping[str, Any]:
+        return self.invocation.kwargs
+
+    @property
+    def headers(self) -> Mapping[str, Any]:
+        """The caller's own headers."""
+        return self.invocation.headers
+
+    @property
+    def group(self) -> str | None:
+        return self.invocation.group
+
+    @property
+    def delivery_info(self) -> Mapping[str, Any]:
+        return {
+            "exchange": self.message.properties.get("exchange", ""),
+            "routing_key": self.message.queue,
+            "priority": self.message.priority,
+            "redelivered": self.delivery_count > 1,
+        }
+
+
+_current: ContextVar[Request | None] = ContextVar("umbel_request", default=None)
+
+
+def current_request() -> Request | None:
+    """The execution that the caller is part of; None outside a task."""
+    return _current.get()
+
+
+class Task(Generic[P, R]):
+    """A registered function. Calling it runs it here and now; ``delay`` and its kin send it to a worker.
+
+    Subclass it (``@app.task(base=MyTask)``) to handle ends: ``on_success``, ``on_failure``, ``on_retry`` run where the
+    task ran, after its function; one that raises is logged and changes nothing.
+    """
+
+    def __init__(
+        self,
+        app: Umbel,
+        run: Callable[..., Any],
+        *,
+        name: str,
+        bind: bool = False,
+        options: TaskOptions | None = None,
+        handlers: Mapping[str, Callable[..., Any]] | None = None,
+    ) -> None:
+        self.app = app
+        self.run = run
+        self.name = name
+        self.bind = bind
+        self.declared = options or TaskOptions()
+        for handler, function in (handlers or {}).items():
+            setattr(self, handler, function)
+        update_wrapper(self, run)
+
+    def __repr__(self) -> str:
+        return f"<task {self.name}>"
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        result: R = self.run(self, *args, **kwargs) if self.bind else self.run(*args, **kwargs)
+        return result
+
+    @cached_property
+    def options(self) -> TaskOptions:
+        """The task's options after the settings had their say."""
+        return self.app.options_of(self.name, self.declared)
+
+    @property
+    def request(self) -> Request:
+        """The execution that the caller is part of. Outside a worker: an empty one, ``called_directly``."""
+        request = _current.get()
+        if request is None:
+            return Request(
+                task=self,
+                invocation=Invocation(id="", task=self.name),
+                message=Message(queue=""),
+                called_directly=True,
+            )
+        return request
+
+    # --- sending ---
+
+    def delay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
+        """Send the task; return its handle once the broker has accepted it.
+
+        Thread-safe, fork-safe. Raises ``EncodeError`` before anything is sent, ``PublishError`` within the deadline.
+        """
+        return self.apply_async(args, kwargs)
+
+    async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
+        """``delay`` for event loops: never blocks the loop."""
+        return await self.aapply_async(args, kwargs)
+
+    def apply_async(
+        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[CallOptions]
+    ) -> AsyncResult[R]:
+        """``delay`` with options of this one call (see ``CallOptions``)."""
+        timeout = options.pop("timeout", None)
+        message = self.message(args, kwargs, **options)
+        self.app.client.send([message], timeout)
+        return self.handle(message.id)
+
+    async def aapply_async(
+        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[CallOptions]
+    ) -> AsyncResult[R]:
+        """``apply_async`` for event loops."""
+        timeout = options.pop("timeout", None)
+        message = self.message(args, kwargs, **options)
+        await self.app.client.asend([message], timeout)
+        return self.handle(message.id)
+
+    def map_delay(
+        self, calls: Iterable[Sequence[Any]], *, batch: int = 1000, **options: Unpack[CallOptions]
+    ) -> list[AsyncResult[R]]:
+        """Send one task for each tuple of arguments, in publishes of ``batch``; memory stays bounded by the handles.
+
+        Raises as ``delay``; then earlier batches have been sent.
+        """
+        timeout = options.pop("timeout", None)
+        handles: list[AsyncResult[R]] = []
+        for messages in _batches((self.message(args, None, **options) for args in calls), batch):
+            self.app.client.send(messages, timeout)
+            handles += [self.handle(message.id) for message in messages]
+        return handles
+
+    async def amap_delay(
+        self, calls: Iterable[Sequence[Any]], *, batch: int = 1000, **options: Unpack[CallOptions]
+    ) -> list[AsyncResult[R]]:
+        """``map_delay`` for event loops."""
+        timeout = options.pop("timeout", None)
+        handles: list[AsyncResult[R]] = []
+        for messages in _batches((self.message(args, None, **options) for args in calls), batch):
+            await self.app.client.asend(messages, timeout)
+            handles += [self.handle(message.id) for message in messages]
+        return handles
+
+    def message(
+        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[CallOptions]
+    ) -> Message:
+        """The message that a call would send. Raises ``EncodeError``."""
+        kwargs = kwargs or {}
+        if self.options.typed:
+            from umbel.typed import unstructure
+
+            what = f"an argument of task {self.name!r}"
+            args, kwargs = unstructure(list(args), what), unstructure(dict(kwargs), what)
+        return self.app.client.message(self.name, args, kwargs, self.options, **options)
+
+    def handle(self, task_id: str) -> AsyncResult[R]:
+        """A handle on a sent call of this task."""
+        return AsyncResult(task_id, self.app, self._structure_result if self.options.typed else None)
+
+    def _structure_result(self, value: Any) -> R:
+        from umbel.typed import structure_result
+
+        result: R = structure_result(self.run, value)
+        return result
+
+    # --- as a value ---
+
+    def s(self, *args: Any, **kwargs: Any) -> Signature:
+        """A call of this task as a value, that takes results of the tasks before it in front."""
+        return Signature(task=self.name, args=args, kwargs=kwargs, app=self.app)
+
+    def si(self, *args: Any, **kwargs: Any) -> Signature:
+        """A call of this task as a value, that ignores results of the tasks before it."""
+        return Signature(task=self.name, args=args, kwargs=kwargs, immutable=True, app=self.app)
+
+    def signature(self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Any) -> Signature:
+        """A call of this task with options, as a value."""
+        return Signature(task=self.name, args=tuple(args), kwargs=kwargs or {}, options=options, app=self.app)
+
+    # --- inside the task ---
+
+    def retry(
+        self,
+        *,
+        exc: BaseException | None = None,
+        countdown: float | None = None,
+        eta: datetime | None = None,
+        max_retries: int | None = None,
+    ) -> NoReturn:
+        """Send the task again later, under the same id, and end this execution. ``raise self.retry(…)`` reads well.
+
+        Raises ``Retry``, which the worker understands; when the retries are spent, ``exc`` or ``MaxRetriesExceeded``;
+        where the task was called directly, ``exc`` or ``Retry``, and nothing is sent.
+        """
+        limit = self.options.max_retries if max_retries is None else max_retries
+        request = self.request
+        if limit is not None and request.retries >= limit:
+            raise exc or MaxRetriesExceeded(f"task {self.name} ({request.id}) has been retried {limit} times")
+        if request.called_directly and exc is not None:
+            raise exc
+        if eta is not None:
+            countdown = eta.timestamp() - time.time()
+        delay = self.options.retry_delay if countdown is None else countdown
+        raise Retry(max(0.0, delay), exc) from exc
+
+    def backoff(self, retries: int) -> float:
+        """Seconds to wait before retry number ``retries + 1`` of an ``autoretry_for`` exception."""
+        options = self.options
+        if not options.retry_backoff:
+            return options.retry_delay
+        delay: float = min(options.retry_backoff * 2.0 ** min(retries, 64), options.retry_backoff_max)
+        return random.uniform(0, delay) if options.retry_jitter else delay  # spread, not a secret
+
+    def update_state(self, state: str, meta: Any = None) -> None:
+        """Tell progress: store ``state`` (any name but a final one) with ``meta``. Blocks until it is stored."""
+        self.app.client.put_state(self.request, state, meta)
+
+    # --- ends, for subclasses ---
+
+    def on_success(self, retval: Any, task_id: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """The function returned ``retval``."""
+
+    def on_failure(
+        self, exc: BaseException, task_id: str, args: Sequence[Any], kwargs: Mapping[str, Any], einfo: str
+    ) -> None:
+        """The task has failed for good; ``einfo`` is the traceback as text."""
+
+    def on_retry(
+        self, exc: BaseException, task_id: str, args: Sequence[Any], kwargs: Mapping[str, Any], einfo: str
+    ) -> None:
+        """The task will be retried because of ``exc``."""
+
+
+def _batches(messages: Iterable[Message], size: int) -> Iterable[list[Message]]:
+    batch: list[Message] = []
+    for message in messages:
+        batch.append(message)
+        if len(batch) >= size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def with_options(options: TaskOptions, **changes: Any) -> TaskOptions:
+    """``options`` with ``changes``; the names of ``TaskOptions`` are the decorator's."""
+    return evolve(options, **changes)

@@ -1,0 +1,347 @@
+"""The straight way of one job, where user code runs: decode, find, call, conclude. One executor a child.
+
+``execute`` takes plain data and returns plain data; whatever user code raises becomes an outcome.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import logging
+import os
+import threading
+import time
+import traceback as tracebacks
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from umbel import errors, protocol
+from umbel.app import Umbel, find_app, live_app
+from umbel.errors import DecodeError, EncodeError, Ignore, Reject, Retry, SoftTimeLimitExceeded, TaskCancelled
+from umbel.gateway import UplinkGateway
+from umbel.model import Message, Outcome, Result, State, Verdict
+from umbel.ports.pool import Upcall
+from umbel.protocol import Invocation
+from umbel.task import Request, Task, _current
+from umbel.worker import followups
+from umbel.worker.outcomes import Records
+
+logger = logging.getLogger("umbel.task")
+
+Payload = tuple[str, tuple[Any, ...], str, int, str]
+"""What a job carries: mode (``run``, or the verdict to conclude with), message, queue, delivery count, detail."""
+
+_CONCLUSIONS: Mapping[str, tuple[Verdict, type[errors.UmbelError]]] = {
+    Verdict.LOST.value: (Verdict.LOST, errors.WorkerLost),
+    Verdict.TIMED_OUT.value: (Verdict.TIMED_OUT, errors.TimeLimitExceeded),
+}
+
+
+def _load(app: str | None, token: int, command_line: Mapping[str, Any], file: str | None) -> Umbel:
+    found = live_app(token)
+    if found is None or (app is not None and found.reference != app):
+        assert app is not None
+        found = find_app(app)
+        if found._loaded is None:
+            found.configure(file=file, command_line=command_line)
+    found.load_tasks()
+    return found
+
+
+def make_executor(
+    upcall: Upcall,
+    *,
+    app: str | None,
+    token: int,
+    pid: int,
+    hostname: str,
+    command_line: Mapping[str, Any],
+    file: str | None,
+) -> TaskExecutor:
+    """The executor for this process (see ``ExecutorFactory``). In a child, its app is tied to the parent."""
+    found = _load(app, token, command_line, file)
+    if os.getpid() != pid:
+        found.use_gateway(UplinkGateway(upcall))
+    return TaskExecutor(found, hostname)
+
+
+def preload(
+    *, app: str | None, token: int, pid: int, hostname: str, command_line: Mapping[str, Any], file: str | None
+) -> None:
+    """Import what a child will need, once, in the process that children are forked from."""
+    found = _load(app, token, command_line, file)
+    _ = found.codec.accepted, found.codec.accepted_compression, found.result_codec.accepted, found.client
+
+
+make_executor.preload = preload  # type: ignore[attr-defined]  # what a fork server looks for
+
+
+class TaskExecutor:
+    """Runs jobs of one app. Thread-safe."""
+
+    def __init__(self, app: Umbel, hostname: str) -> None:
+        self._app = app
+        self._hostname = hostname
+        self._records = Records(app, hostname)
+        self._timezone = app.timezone
+        self._before = app.plugins.observer("umbel_before_task")
+        self._after = app.plugins.observer("umbel_after_task")
+        self._threads = threading.local()
+        call: Callable[[Request], Any] = self._call
+        for middleware in reversed([*app.middleware, *app.plugins.contributions("umbel_add_middleware", app=app)]):
+            call = partial(middleware, call)
+        self._wrapped = call
+        if started := app.plugins.observer("umbel_child_started"):
+            started(app=app)
+
+    # --- the port's side ---
+
+    def execute(self, payload: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Run one job to its end; see ``Executor``."""
+        mode, plain, queue, count, detail = payload
+        message = Message.from_plain(plain)
+        started = time.monotonic()
+        try:
+            if mode == "run":
+                outcome = self._run(message, queue, count, started)
+            else:
+                outcome = self._conclude(message, queue, count, *_CONCLUSIONS[mode], detail)
+        except (
+            SoftTimeLimitExceeded
+        ) as exc:  # it came while the outcome was being written: the time was up all the same
+            outcome = self._records.ended(Verdict.FAILURE, message, exc, detail=repr(exc))
+        except TaskCancelled:
+            outcome = Outcome(verdict=Verdict.CANCELLED, task_id=message.id, task=message.task)
+        return outcome.to_plain()
+
+    # --- steps ---
+
+    def _read(self, message: Message) -> Invocation:
+        body = self._app.codec.decode(message.body, message.content_type, message.headers.get("compression"))
+        invocation = protocol.read_invocation(message.headers, body, self._timezone)
+        followups.check_supported(invocation.embed)
+        return invocation
+
+    def _run(self, message: Message, queue: str, count: int, started: float) -> Outcome:
+        try:
+            invocation = self._read(message)
+        except DecodeError as exc:
+            return self._records.ended(Verdict.UNREADABLE, message, exc)
+        try:
+            task = self._app.tasks[invocation.task]
+        except errors.UnknownTask as exc:
+            return self._records.ended(Verdict.UNKNOWN_TASK, message, exc)
+        request = Request(
+            task=task, invocation=invocation, message=message, delivery_count=count, hostname=self._hostname
+        )
+        if invocation.expires is not None and self._app.clock.time() > invocation.expires:
+            return self._finish(request, queue, Verdict.EXPIRED, State.REVOKED, errors.TaskRevoked("expired"))
+        if task.options.track_started:
+            self._track(request)
+        token = _current.set(request)
+        try:
+            if self._before:
+                self._before(request=request)
+            outcome = self._attempt(request, queue, started)
+            if self._after:
+                self._after(request=request, outcome=outcome)
+        finally:
+            _current.reset(token)
+        return outcome
+
+    def _attempt(self, request: Request, queue: str, started: float) -> Outcome:
+        """Call the task; every branch makes one outcome."""
+        task = request.task
+        try:
+            value = self._wrapped(request)
+            outcome = self._succeeded(request, queue, value, time.monotonic() - started)
+            self._handle(task, "on_success", value, request.id, request.args, request.kwargs)
+            return outcome
+        except Retry as exc:
+            return self._retried(request, queue, exc.delay, exc.cause or exc)
+        except Ignore:
+            return Outcome(verdict=Verdict.IGNORED, task_id=request.id, task=task.name)
+        except Reject as exc:
+            verdict = Verdict.REQUEUED if exc.requeue else Verdict.REJECTED
+            if exc.requeue:
+                return Outcome(verdict=verdict, task_id=request.id, task=task.name, detail=str(exc.reason))
+            return self._failed(request, queue, exc, verdict)
+        except TaskCancelled:
+            return Outcome(verdict=Verdict.CANCELLED, task_id=request.id, task=task.name)
+        except Exception as exc:
+            options = task.options
+            spent = options.max_retries is not None and request.retries >= options.max_retries
+            wanted = isinstance(exc, options.autoretry_for) and not isinstance(exc, options.dont_autoretry_for)
+            if wanted and not spent:
+                return self._retried(request, queue, task.backoff(request.retries), exc)
+            return self._failed(request, queue, exc)
+
+    def _call(self, request: Request) -> Any:
+        """The innermost call: arguments as annotated, then the function, on an event loop if it is ``async``."""
+        task, args, kwargs = request.task, request.args, request.kwargs
+        if task.options.typed:
+            from umbel import typed
+
+            args, kwargs = typed.structure_arguments(task.run, task.bind, args, kwargs)
+        value = task(*args, **kwargs)
+        return self._await(value) if inspect.iscoroutine(value) else value
+
+    def _await(self, coroutine: Any) -> Any:
+        """Run a coroutine on this thread's own loop, which lives as long as the thread."""
+        runner: asyncio.Runner | None = getattr(self._threads, "runner", None)
+        if runner is None:
+            runner = self._threads.runner = asyncio.Runner()
+        try:
+            return runner.run(coroutine, context=contextvars.copy_context())
+        except (SoftTimeLimitExceeded, TaskCancelled):
+            # The interruption may have struck the loop itself and left the task half done: cancel it, drop the loop.
+            self._threads.runner = None
+            runner.close()
+            raise
+
+    # --- ends ---
+
+    def _succeeded(self, request: Request, queue: str, value: Any, runtime: float) -> Outcome:
+        task = request.task
+        plain = value
+        if task.options.typed:
+            from umbel.typed import unstructure
+
+            plain = unstructure(value, f"the result of task {task.name!r}")
+        messages = followups.on_success(self._app, request, plain)
+        children = (*request.children, *(m.id for m in messages))
+        try:
+            results = self._record(request, queue, State.SUCCESS, plain, children=children)
+        except EncodeError as exc:
+            raise EncodeError(f"the result of task {task.name!r} cannot be stored: {exc}") from exc
+        return Outcome(
+            verdict=Verdict.SUCCESS,
+            task_id=request.id,
+            task=task.name,
+            results=results,
+            follow_ups=tuple(messages),
+            runtime=runtime,
+        )
+
+    def _retried(self, request: Request, queue: str, delay: float, exc: BaseException) -> Outcome:
+        text = _format(exc)
+        due = self._app.clock.time() + delay if delay > 0 else None
+        again = followups.retry_message(request.message, request.invocation, queue, due, self._app)
+        self._handle(request.task, "on_retry", exc, request.id, request.args, request.kwargs, text)
+        return Outcome(
+            verdict=Verdict.RETRY,
+            task_id=request.id,
+            task=request.task.name,
+            results=self._record(request, queue, State.RETRY, exc, traceback=text),
+            follow_ups=(again,),
+            detail=f"retry in {delay:.3g} s: {_line(exc)}",
+            traceback=text,
+        )
+
+    def _failed(self, request: Request, queue: str, exc: BaseException, verdict: Verdict = Verdict.FAILURE) -> Outcome:
+        expected = isinstance(exc, request.task.options.throws)
+        text = _format(exc)
+        outcome = self._finish(request, queue, verdict, State.FAILURE, exc, None if expected else text)
+        self._handle(request.task, "on_failure", exc, request.id, request.args, request.kwargs, text)
+        return outcome
+
+    def _finish(
+        self,
+        request: Request,
+        queue: str,
+        verdict: Verdict,
+        state: State,
+        exc: BaseException,
+        traceback: str | None = None,
+    ) -> Outcome:
+        """An end that is not success: its record, its errbacks, and the same record for the rest of its chain."""
+        results = list(self._record(request, queue, state, exc, traceback=traceback))
+        for plain in request.invocation.embed.chain if state is State.FAILURE else ():
+            if later := (plain.get("options") or {}).get("task_id"):
+                results += self._records.final(str(later), state, exc, headers={"task": plain["task"]})
+        return Outcome(
+            verdict=verdict,
+            task_id=request.id,
+            task=request.task.name,
+            results=tuple(results),
+            follow_ups=tuple(followups.on_failure(self._app, request)),
+            detail=_line(exc),
+            traceback=traceback,
+        )
+
+    def _conclude(
+        self,
+        message: Message,
+        queue: str,
+        count: int,
+        verdict: Verdict,
+        cls: type[errors.UmbelError],
+        detail: str,
+    ) -> Outcome:
+        """Write the end of a task whose process was lost or killed; the task is not called."""
+        exc = cls(detail)
+        try:
+            invocation = self._read(message)
+            task = self._app.tasks[invocation.task]
+        except (DecodeError, errors.UnknownTask):
+            return self._records.ended(verdict, message, exc)
+        request = Request(task=task, invocation=invocation, message=message, delivery_count=count)
+        outcome = self._finish(request, queue, verdict, State.FAILURE, exc)
+        self._handle(task, "on_failure", exc, request.id, request.args, request.kwargs, detail)
+        return outcome
+
+    # --- helpers ---
+
+    def _record(
+        self,
+        request: Request,
+        queue: str,
+        state: State,
+        value: Any,
+        *,
+        traceback: str | None = None,
+        children: tuple[str, ...] = (),
+    ) -> tuple[Result, ...]:
+        ignored = request.invocation.ignore_result
+        if request.task.options.ignore_result if ignored is None else ignored:
+            return ()
+        return self._records.final(
+            request.id,
+            state,
+            value,
+            headers=request.message.headers or {"task": request.task.name, "group": request.group},
+            traceback=traceback,
+            children=children,
+            queue=queue,
+            call=(request.args, request.kwargs),
+        )
+
+    def _track(self, request: Request) -> None:
+        try:
+            meta = {"pid": os.getpid(), "hostname": self._hostname}
+            self._app.client.put_state(request, State.STARTED, meta)
+        except errors.UmbelError as exc:  # knowing that it runs is worth less than running it
+            logger.warning("task %s[%s]: STARTED could not be stored: %s", request.task.name, request.id, exc)
+
+    def _handle(self, task: Task[..., Any], handler: str, *args: Any) -> None:
+        try:
+            getattr(task, handler)(*args)
+        except Exception:
+            logger.exception("%s of task %s raised; the task's outcome stands", handler, task.name)
+
+
+def _line(exc: BaseException) -> str:
+    try:
+        return f"{type(exc).__name__}: {exc}"[:1000]
+    except Exception:  # a user's __str__ may raise anything
+        return type(exc).__name__
+
+
+def _format(exc: BaseException) -> str:
+    """The traceback as text, from the task's own frames on. Turned to text at once: frames keep their locals alive."""
+    try:
+        return "".join(tracebacks.format_exception(exc))
+    except Exception:  # a user's __str__ or __cause__ may raise anything
+        return type(exc).__name__

@@ -1,0 +1,229 @@
+"""Claiming: a broker session that is thrown away whole on any fault, and what is decided about a delivery before it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from umbel.errors import BrokerUnavailable, DecodeError, TaskRevoked
+from umbel.model import Delivery, Job, Outcome, QueueSpec, State, TaskOptions, Verdict
+from umbel.ports.transport import Credit
+from umbel.protocol import parse_time
+from umbel.worker import settle
+from umbel.worker.limits import RateLimiter, parse_rate
+from umbel.worker.steps import Step
+
+if TYPE_CHECKING:
+    from umbel.worker.settlement import Held
+    from umbel.worker.worker import Worker
+
+logger = logging.getLogger("umbel.worker")
+
+_RETRY_PAUSE = (0.1, 5.0)
+"""First and longest pause in seconds before a lost broker session is built again."""
+
+
+class Intake(Step):
+    """Consumes while the worker runs; its ``stop`` is a barrier: afterwards nothing more is claimed."""
+
+    name: ClassVar[str] = "intake"
+    requires: ClassVar[tuple[str, ...]] = ("pool", "settlement", "renewal")
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._app = worker.app
+        self._received = worker.app.plugins.observer("umbel_task_received")
+        self._limiters: dict[str, RateLimiter | None] = {}
+        self._suspects: deque[Held] = deque()
+        self._suspects_out: set[int] = set()
+        self._session: asyncio.Task[None] | None = None
+        self.queues = list(worker.queues)
+        self.last_poll: float | None = None
+        """``time.monotonic()`` of the last answer of the broker; None before the first."""
+        self.credit = Credit(0)
+
+    async def start(self, worker: Worker) -> None:
+        self.refill()
+        self._session = asyncio.create_task(self._consume(), name="umbel-intake")
+        self._session.add_done_callback(self._ended)
+
+    async def stop(self, worker: Worker) -> None:
+        if self._session is not None:
+            self._session.cancel()
+            await asyncio.wait([self._session])
+        for held in list(self._suspects):
+            self._worker.settlement.end(held, _returned(held))
+        self._suspects.clear()
+
+    def _ended(self, session: asyncio.Task[None]) -> None:
+        if not session.cancelled() and (exc := session.exception()) is not None:
+            self._worker.fail(exc)
+
+    def refill(self) -> None:
+        """Let the broker hand out as much as the pool asks for, within the bound of the settings."""
+        wanted = self.credit.out + max(0, self._worker.pool.free - len(self._suspects))
+        bound = self._worker.settings.worker.prefetch
+        self.credit.resize(wanted if bound is None else min(wanted, max(bound, 1)))
+
+    # --- the session ---
+
+    async def _consume(self) -> None:
+        """Law 5: one session after another, each built from the desired state."""
+        pause = _RETRY_PAUSE[0]
+        while True:
+            transport = self._worker.gateway.transport
+            try:
+                await transport.declare(self._specs())
+                stream = transport.consume(self.queues, credit=self.credit, lease=self._worker.settings.broker.lease)
+                async with contextlib.aclosing(stream):  # type: ignore[type-var]  # an async generator, as every driver's is
+                    while True:
+                        async with asyncio.timeout(self._worker.settings.worker.watchdog):
+                            batch = await anext(stream)
+                        self.last_poll, pause = time.monotonic(), _RETRY_PAUSE[0]
+                        if batch:
+                            await self._admit(batch)
+            except (BrokerUnavailable, TimeoutError) as exc:
+                silent = f"the broker has been silent for {self._worker.settings.worker.watchdog:g} s"
+                reason = silent if isinstance(exc, TimeoutError) else exc
+                logger.warning("broker session lost, building a new one in %.1f s: %s", pause, reason)
+                await self._worker.gateway.replace_transport(transport)
+                await asyncio.sleep(pause * random.uniform(0.5, 1))  # jitter, not a secret
+                pause = min(pause * 2, _RETRY_PAUSE[1])
+
+    def _specs(self) -> list[QueueSpec]:
+        known = self._worker.settings.queues
+        return [
+            QueueSpec(
+                name=name, type=known[name].type, max_priority=known[name].max_priority, arguments=known[name].arguments
+            )
+            if name in known
+            else QueueSpec(name=name)
+            for name in self.queues
+        ]
+
+    # --- admission ---
+
+    async def _admit(self, batch: Sequence[Delivery]) -> None:
+        jobs: list[Job] = []
+        for delivery in batch:
+            if self._received:
+                self._received(delivery=delivery)
+            held = self._worker.settlement.hold(delivery, self._options(delivery))
+            if (outcome := self._refusal(held)) is not None:
+                self._worker.settlement.end(held, outcome)
+            elif delivery.count > 1:
+                self._suspects.append(held)
+            else:
+                jobs.append(self._worker.settlement.job(held))
+        early = [self._worker.settlement.held[job.id] for job in jobs]
+        if early := [held for held in early if held.options.ack == "early"]:
+            await self._worker.settlement.acknowledge_early(early)
+        if jobs:
+            self._worker.pool.submit(jobs)
+        await self.admit_suspects()
+        self.refill()
+
+    async def admit_suspects(self) -> None:
+        """Start redelivered messages, a few at a time, each start recorded first.
+
+        Their last handing-out may have ended in a crash that they caused. A worker that is killed then leaves at most as
+        many recorded starts as it has slots, and what it merely held is not blamed.
+        """
+        settlement = self._worker.settlement
+        self._suspects_out &= settlement.held.keys()
+        room = self._worker.concurrency - len(self._suspects_out)
+        chosen = [self._suspects.popleft() for _ in range(min(room, len(self._suspects)))]
+        if not chosen:
+            return
+        self._suspects_out.update(held.job_id for held in chosen)
+        lease = self._worker.settings.broker.lease
+        try:
+            ours = await self._worker.gateway.transport.renew(
+                [held.delivery for held in chosen], lease=lease, starting=True
+            )
+        except BrokerUnavailable:
+            for held in chosen:
+                settlement.end(held, _returned(held))
+            raise
+        marks = self._worker.gateway.transport.capabilities.start_marks
+        ready: list[Held] = []
+        for held, still in zip(chosen, ours, strict=True):
+            if not still:
+                settlement.drop(held)
+                continue
+            held.extend(self._app.clock.time() + lease)
+            held.starts = settle.starts_so_far(held.delivery, marks) + 1
+            if settle.exhausted(held.starts - 1, held.max_deliveries):
+                detail = f"its process was lost {held.starts - 1} times"
+                jobs = [settlement.conclusion(held, Verdict.LOST, detail)]
+                self._worker.pool.submit(jobs)
+            else:
+                ready.append(held)
+        if early := [held for held in ready if held.options.ack == "early"]:
+            await settlement.acknowledge_early(early)
+        self._worker.pool.submit([settlement.job(held) for held in ready])
+
+    @property
+    def waiting(self) -> bool:
+        """Whether redelivered messages wait for their turn."""
+        return bool(self._suspects)
+
+    def _options(self, delivery: Delivery) -> TaskOptions:
+        task = delivery.message.task
+        return self._app.tasks[task].options if task in self._app.tasks else _UNKNOWN
+
+    def _refusal(self, held: Held) -> Outcome | None:
+        """An outcome for what is not to run at all; None for what is. Reads headers only."""
+        message, records = held.delivery.message, self._worker.records
+        now = self._app.clock.time()
+        if message.id and message.id in self._worker.settlement.unsettled:
+            return self._worker.settlement.unsettled.pop(message.id)
+        if message.id in self._worker.revoked:
+            return records.ended(Verdict.REVOKED, message, TaskRevoked("revoked"), state=State.REVOKED)
+        try:
+            expires = parse_time(message.headers.get("expires"), self._app.timezone)
+        except DecodeError as exc:
+            return records.ended(Verdict.UNREADABLE, message, exc)
+        if expires is not None and now > expires:
+            return None  # the executor says so, and sends the errbacks that only the body knows
+        if held.options.rate_limit and (wait := self._wait(message.task, held.options.rate_limit, message.id, now)):
+            held.delay = wait
+            return _returned(held)
+        return None
+
+    def _wait(self, task: str, rate: str, task_id: str, now: float) -> float:
+        limiter = self._limiters.get(task)
+        if limiter is None:
+            limiter = self._limiters[task] = RateLimiter(parse_rate(rate))
+        return limiter.wait(task_id, now)
+
+
+_UNKNOWN = TaskOptions()
+
+
+def _returned(held: Held) -> Outcome:
+    message = held.delivery.message
+    return Outcome(verdict=Verdict.RETURNED, task_id=message.id, task=message.task)
+
+
+def describe(delivery: Delivery) -> Mapping[str, object]:
+    """A held delivery for ``status`` and remote control."""
+    headers = delivery.message.headers
+    return {
+        "id": delivery.message.id,
+        "name": delivery.message.task,
+        "args": headers.get("argsrepr", ""),
+        "kwargs": headers.get("kwargsrepr", ""),
+        "delivery_info": {
+            "exchange": delivery.message.properties.get("exchange", ""),
+            "routing_key": delivery.queue,
+            "priority": delivery.message.priority,
+            "redelivered": delivery.count > 1,
+        },
+    }

@@ -1,0 +1,117 @@
+"""Outcomes as values: which result is stored and what is sent, for each way that a task can end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from umbel import protocol
+from umbel.errors import EncodeError
+from umbel.model import Message, Outcome, Result, State, Verdict
+
+if TYPE_CHECKING:
+    from umbel.app import Umbel
+    from umbel.codec import Encoded
+
+
+class Records:
+    """Makes the result records of one app; every record is empty-handed where results are not kept."""
+
+    def __init__(self, app: Umbel, hostname: str) -> None:
+        self._app = app
+        self._hostname = hostname
+        self._results = app.settings.results
+
+    @property
+    def kept(self) -> bool:
+        """Whether there is a result store."""
+        return bool(self._results.url)
+
+    def final(
+        self,
+        task_id: str,
+        state: State,
+        value: Any,
+        *,
+        headers: Mapping[str, Any],
+        traceback: str | None = None,
+        children: Sequence[str] = (),
+        queue: str = "",
+        call: tuple[Sequence[Any], Mapping[str, Any]] | None = None,
+    ) -> tuple[Result, ...]:
+        """The record of a task's end, or of its retry. ``value``: plain, or an exception. Raises ``EncodeError``."""
+        if not self.kept or not task_id:
+            return ()
+        extra: dict[str, Any] = {}
+        if self._results.extended:
+            args, kwargs = call or ([], {})
+            extra = {
+                "name": headers.get("task"),
+                "args": list(args),
+                "kwargs": dict(kwargs),
+                "worker": self._hostname,
+                "retries": headers.get("retries") or 0,
+                "queue": queue,
+            }
+
+        def encode(result: Any) -> Encoded:
+            document = protocol.result_document(
+                task_id,
+                state,
+                result,
+                traceback=traceback,
+                children=[[[child, task_id], None] for child in children],
+                done=None if state is State.RETRY else self._app.clock.time(),
+                group_id=headers.get("group"),
+                parent_id=headers.get("parent_id"),
+                extra=extra,
+            )
+            return self._app.result_codec.encode(document)
+
+        encoded = self._encode_exception(encode, value) if isinstance(value, BaseException) else encode(value)
+        return (
+            Result(
+                task_id=task_id,
+                state=state.value,
+                document=encoded.body,
+                content_type=encoded.content_type,
+                content_encoding=encoded.content_encoding,
+                expires=self._results.expires,
+            ),
+        )
+
+    def _encode_exception(self, encode: Any, exc: BaseException) -> Encoded:
+        """An exception's arguments as they are where they can be serialised, otherwise as their repr."""
+        plain = protocol.exception_to_plain(exc)
+        try:
+            encoded: Encoded = encode(plain)
+        except EncodeError:
+            message = [self._plain_or_repr(arg) for arg in plain["exc_message"]]
+            encoded = encode({**plain, "exc_message": message})
+        return encoded
+
+    def _plain_or_repr(self, value: Any) -> Any:
+        try:
+            self._app.result_codec.encode(value)
+        except EncodeError:
+            return protocol.short_repr(value)
+        return value
+
+    def ended(
+        self,
+        verdict: Verdict,
+        message: Message,
+        exc: BaseException,
+        *,
+        state: State = State.FAILURE,
+        detail: str = "",
+    ) -> Outcome:
+        """An end without a call: expired, revoked, unknown, unreadable. The result is stored if the id is known."""
+        ignored = bool(message.headers.get("ignore_result"))
+        return Outcome(
+            verdict=verdict,
+            task_id=message.id,
+            task=message.task,
+            results=() if ignored else self.final(message.id, state, exc, headers=message.headers),
+            detail=detail or str(exc),
+        )

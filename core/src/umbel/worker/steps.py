@@ -1,0 +1,47 @@
+"""A worker's components: a dependency graph, started in order, stopped in reverse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from graphlib import CycleError, TopologicalSorter
+from typing import TYPE_CHECKING, ClassVar
+
+from umbel.errors import UmbelError
+
+if TYPE_CHECKING:
+    from umbel.worker.worker import Worker
+
+
+class Step:
+    """One component. Both methods run on the worker's I/O loop; ``stop`` is called only if ``start`` has returned."""
+
+    name: ClassVar[str]
+    requires: ClassVar[tuple[str, ...]] = ()
+    """Names of steps that must run before this one starts and until it has stopped."""
+
+    async def start(self, worker: Worker) -> None:
+        """Become ready. An exception stops the worker, with the steps started so far stopped in reverse."""
+
+    async def stop(self, worker: Worker) -> None:
+        """Free everything. Must end in bounded time."""
+
+
+def in_order(steps: Sequence[Step]) -> list[Step]:
+    """``steps`` so that each comes after those that it requires; otherwise as given.
+
+    Raises ``UmbelError`` for a name given twice, a missing requirement, or a circle.
+    """
+    by_name: dict[str, Step] = {}
+    for step in steps:
+        if step.name in by_name:
+            raise UmbelError(f"two worker steps are named {step.name!r}")
+        by_name[step.name] = step
+    for step in steps:
+        if missing := [name for name in step.requires if name not in by_name]:
+            known = ", ".join(by_name)
+            raise UmbelError(f"worker step {step.name!r} requires {missing[0]!r}, which is not there; steps: {known}")
+    try:
+        order = TopologicalSorter({step.name: step.requires for step in steps}).static_order()
+        return [by_name[name] for name in order]
+    except CycleError as exc:
+        raise UmbelError(f"worker steps require each other in a circle: {' → '.join(exc.args[1])}") from exc

@@ -1,0 +1,280 @@
+"""A worker: steps in order on the I/O loop, signals and user code elsewhere, one way to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import socket
+import threading
+from collections import OrderedDict
+from collections.abc import Coroutine, Sequence
+from contextlib import AsyncExitStack
+from types import FrameType
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from umbel.errors import BrokerUnavailable, NotSupported, PluginError, SettingsError, UmbelError
+from umbel.gateway import LocalGateway
+from umbel.ports.pool import ExecutorFactory, Pool, PoolContext
+from umbel.worker.control import Control
+from umbel.worker.intake import Intake
+from umbel.worker.outcomes import Records
+from umbel.worker.settlement import SettlementStep
+from umbel.worker.steps import Step, in_order
+
+if TYPE_CHECKING:
+    from umbel.app import Umbel
+
+logger = logging.getLogger("umbel.worker")
+
+_REVOKED_KEPT = 50_000
+
+
+class PoolStep(Step):
+    """Starts the pool, carries its completions away, and drains it at the end."""
+
+    name: ClassVar[str] = "pool"
+    requires: ClassVar[tuple[str, ...]] = ("settlement", "renewal")
+
+    def __init__(self) -> None:
+        self._carrying: asyncio.Task[None] | None = None
+
+    async def start(self, worker: Worker) -> None:
+        await worker.pool.start(worker.pool_context())
+        self._carrying = asyncio.create_task(self._carry(worker), name="umbel-completions")
+        worker.pool_started.set()
+
+    async def _carry(self, worker: Worker) -> None:
+        try:
+            async for completions in worker.pool.completions():
+                worker.settlement.complete(completions)
+                worker.intake.refill()
+        except Exception as exc:
+            worker.fail(exc)
+            raise
+
+    async def stop(self, worker: Worker) -> None:
+        """Law 6: give back what has not started, drain for the grace period, then cancel."""
+        grace = worker.settings.worker.grace
+        stopping = asyncio.create_task(worker.pool.stop(timeout=grace))
+        hurried = asyncio.create_task(worker.hurry.wait())
+        await asyncio.wait([stopping, hurried], return_when=asyncio.FIRST_COMPLETED)
+        if not stopping.done():
+            await worker.pool.stop(timeout=0)
+        await stopping
+        hurried.cancel()
+        if self._carrying is not None:
+            await asyncio.wait([self._carrying], timeout=5)
+
+
+class RenewalStep(Step):
+    """Extends the leases of everything held, at a third of their length."""
+
+    name: ClassVar[str] = "renewal"
+
+    def __init__(self) -> None:
+        self._renewing: asyncio.Task[None] | None = None
+
+    async def start(self, worker: Worker) -> None:
+        self._renewing = asyncio.create_task(self._renew(worker), name="umbel-renewal")
+
+    async def stop(self, worker: Worker) -> None:
+        if self._renewing is not None:
+            self._renewing.cancel()
+            await asyncio.wait([self._renewing])
+
+    async def _renew(self, worker: Worker) -> None:
+        lease = worker.settings.broker.lease
+        while True:
+            await asyncio.sleep(lease / 3)
+            transport = worker.gateway.transport
+            held = [h for h in worker.settlement.held.values() if not h.settled and not h.lost]
+            if not held or not transport.capabilities.renewable_lease:
+                continue
+            until = worker.app.clock.time() + lease
+            try:
+                ours = await transport.renew([h.delivery for h in held], lease=lease)
+            except BrokerUnavailable as exc:
+                logger.warning("leases could not be renewed, trying again: %s", exc)
+                continue
+            for h, still in zip(held, ours, strict=True):
+                if still:
+                    h.extend(until)
+                elif h.job_id in worker.settlement.held:  # not settled meanwhile
+                    h.lost = True
+
+
+class Worker:
+    """Runs tasks of one app until told to stop. Made on any thread; ``run`` belongs on the main thread."""
+
+    def __init__(self, app: Umbel) -> None:
+        """Make every component; nothing is connected yet. Raises ``SettingsError``, ``PluginError``, ``NotSupported``."""
+        self.app = app
+        self.settings = app.settings
+        app.load_tasks()
+        chosen = self.settings.worker
+        self.name = chosen.name or f"umbel@{socket.gethostname()}"
+        self.incarnation = secrets.token_hex(4)
+        self.queues: list[str] = list(chosen.queues) or [self.settings.default_queue]
+        self.pool: Pool = app.plugins.make_pool(chosen.pool, chosen.pool_options)
+        self.concurrency = chosen.concurrency or (1 if self.pool.capabilities.main_thread else _cpus())
+        gateway = app.gateway
+        if not isinstance(gateway, LocalGateway):
+            raise UmbelError("a worker cannot be started inside a worker's child")
+        self.gateway = gateway
+        self.records = Records(app, self.name)
+        self.revoked: OrderedDict[str, None] = OrderedDict()
+        """Ids of tasks that are not to run; the oldest are forgotten first."""
+        self.stopping = False
+        self.pool_started = threading.Event()
+        self.failure: BaseException | None = None
+        self._tasks: set[asyncio.Future[object]] = set()
+        self._check_limits()
+
+    # --- life ---
+
+    def run(self) -> int:
+        """Run until stopped; return the exit status: 0, or 1 after a failure, which is logged.
+
+        Blocks. On the main thread it takes TERM and INT for itself meanwhile: the first stops, the second hurries.
+        """
+        done = threading.Event()
+        future = self.app.runtime.submit(self._main())
+        future.add_done_callback(lambda _: done.set())
+        on_main = threading.current_thread() is threading.main_thread()
+        before = {s: signal.signal(s, self._signalled) for s in (signal.SIGTERM, signal.SIGINT)} if on_main else {}
+        try:
+            if self.pool.capabilities.main_thread:
+                while not self.pool_started.wait(0.05) and not done.is_set():
+                    pass
+                if not done.is_set():
+                    self.pool.run_main_thread()
+            done.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        exc = future.exception()
+        if exc is not None:
+            raise exc
+        return 0 if self.failure is None else 1
+
+    def request_stop(self) -> None:
+        """Stop as TERM does; a second call hurries. From any thread; returns at once."""
+        self.app.runtime.loop.call_soon_threadsafe(self._stop_or_hurry)
+
+    def _signalled(self, number: int, frame: FrameType | None) -> None:
+        again = ", dropping what runs" if self.stopping else ""
+        logger.warning("%s: stopping%s", signal.Signals(number).name, again)
+        self.request_stop()
+
+    def _stop_or_hurry(self) -> None:
+        if self._stop.is_set():
+            self.hurry.set()
+        self._stop.set()
+
+    def fail(self, exc: BaseException) -> None:
+        """Stop because a component cannot go on."""
+        if self.failure is None:
+            self.failure = exc
+            logger.critical("the worker stops: %s", exc, exc_info=not isinstance(exc, UmbelError) and exc)
+        self._stop.set()
+
+    async def _main(self) -> None:
+        self._stop = asyncio.Event()
+        self.hurry = asyncio.Event()
+        self.settlement = SettlementStep(self)
+        self.intake = Intake(self)
+        steps: list[Step] = [self.settlement, RenewalStep(), PoolStep(), self.intake, Control(self)]
+        steps += self.app.plugins.contributions("umbel_add_steps", worker=self)
+        self.steps = in_order(steps)
+        ready, stopping, stopped = (
+            self.app.plugins.observer(f"umbel_worker_{event}") for event in ("ready", "stopping", "stopped")
+        )
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self.gateway.close_components)
+            await self._check_connection()
+            for step in self.steps:
+                await step.start(self)
+                stack.push_async_callback(step.stop, self)
+            logger.info("%s is ready", self.name)
+            if ready:
+                ready(worker=self)
+            await self._stop.wait()
+            self.stopping = True
+            if stopping:
+                stopping(worker=self)
+        if stopped:
+            stopped(worker=self)
+
+    async def _check_connection(self) -> None:
+        """Answer a wrong address or password at once, instead of trying for ever."""
+        await self.gateway.transport.depth(self.queues)
+
+    # --- work ---
+
+    def revoke(self, task_ids: Sequence[str], *, terminate: bool = False) -> None:
+        """Do not run these tasks; with ``terminate``, end those that run. On the I/O loop."""
+        for task_id in task_ids:
+            self.revoked[task_id] = None
+            if len(self.revoked) > _REVOKED_KEPT:
+                self.revoked.popitem(last=False)
+        if terminate:
+            chosen = set(task_ids)
+            for held in list(self.settlement.held.values()):
+                if held.delivery.message.id in chosen:
+                    self._background(self.pool.cancel(held.job_id, force=True))
+
+    def _background(self, coroutine: Coroutine[Any, Any, object]) -> None:
+        task = asyncio.ensure_future(coroutine)
+        self._tasks.add(task)  # the loop keeps only weak references
+        task.add_done_callback(self._tasks.discard)
+
+    def pool_context(self) -> PoolContext:
+        """What the pool is told at its start."""
+        chosen = self.settings.worker
+        sources = self.app._sources
+        arguments: dict[str, Any] = {
+            "app": self.app.locate() if self.pool.capabilities.isolated else self.app.reference,
+            "token": id(self.app),
+            "pid": os.getpid(),
+            "hostname": self.name,
+            "command_line": dict(sources["command_line"]),
+            "file": None if sources["file"] is None else str(sources["file"]),
+        }
+        return PoolContext(
+            factory=ExecutorFactory(target="umbel.worker.execution:make_executor", arguments=arguments),
+            concurrency=self.concurrency,
+            upcall=self.gateway.answer,
+            max_tasks_per_child=chosen.max_tasks_per_child,
+            max_memory_per_child=chosen.max_memory_per_child,
+            start_timeout=chosen.start_timeout,
+        )
+
+    def _check_limits(self) -> None:
+        """Refuse at start what the pool cannot keep, in one sentence that names the setting."""
+        able = self.pool.capabilities
+        wanted = (
+            ("time_limit", able.hard_limit),
+            ("soft_time_limit", able.soft_limit),
+        )
+        for task in self.app.tasks.values():
+            for option, possible in wanted:
+                if getattr(task.options, option) and not possible:
+                    raise NotSupported(
+                        f"task {task.name!r} has a {option}, which pool {self.settings.worker.pool!r} cannot keep: take "
+                        f'the limit away, or set [worker] pool = "prefork"'
+                    )
+        for option in ("max_tasks_per_child", "max_memory_per_child"):
+            if getattr(self.settings.worker, option) and not able.recycle:
+                raise NotSupported(
+                    f"[worker] {option} needs a pool of processes, and {self.settings.worker.pool!r} is none"
+                )
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+__all__ = ["PluginError", "SettingsError", "Worker"]
