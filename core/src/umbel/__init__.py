@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 # Names are imported on first use (PEP 562), so that `import umbel` costs next to nothing; type checkers read these.
 if TYPE_CHECKING:
-    from umbel.app import Umbel, shared_task
+    from umbel.app import Umbel
     from umbel.markers import hookimpl, hookspec
     from umbel.result import AsyncResult
+    from umbel.shared import shared_task
     from umbel.task import Task
 
 _LAZY = {
     "Umbel": "umbel.app",
-    "shared_task": "umbel.app",
+    "shared_task": "umbel.shared",
     "AsyncResult": "umbel.result",
     "Task": "umbel.task",
     "hookimpl": "umbel.markers",

@@ -6,22 +6,19 @@ point is to be written before any app exists, and forks.
 
 from __future__ import annotations
 
-import os
-import sys
+import inspect
 import threading
-import weakref
-from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypedDict, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack, overload
 from zoneinfo import ZoneInfo
 
 import attrs
 
-from umbel import protocol
 from umbel.canvas.signature import Signature
 from umbel.client import Client
 from umbel.codec import Codec
+from umbel.declare import Declare, DeclareBound, DeclaredOptions
 from umbel.errors import SettingsError, UmbelError
 from umbel.gateway import Gateway, LocalGateway
 from umbel.model import TaskOptions
@@ -31,7 +28,8 @@ from umbel.registry import Registry
 from umbel.result import AsyncResult
 from umbel.routing import effective_options
 from umbel.runtime import LoopThread
-from umbel.task import CallOptions, Request, Task
+from umbel.shared import enrol, shared_task
+from umbel.task import AsyncTask, CallOptions, Request, Task
 
 if TYPE_CHECKING:
     from umbel.ports.result_store import ResultStore
@@ -48,35 +46,6 @@ Middleware = Callable[[Callable[[Request], Any], Request], Any]
 
 MAIN_MODULES = ("__main__", "__umbel_main__")
 """Names of a script's module: run by the user, and run again in a child."""
-
-
-class DeclaredOptions(TypedDict, total=False):
-    """What ``@app.task(…)`` takes, beside ``name``, ``bind`` and ``base``: the fields of ``TaskOptions``, and handlers."""
-
-    queue: str | None
-    serializer: str | None
-    compression: str | None
-    max_retries: int | None
-    retry_delay: float
-    autoretry_for: tuple[type[BaseException], ...]
-    dont_autoretry_for: tuple[type[BaseException], ...]
-    retry_backoff: float
-    retry_backoff_max: float
-    retry_jitter: bool
-    ack: str
-    ignore_result: bool
-    time_limit: float | None
-    soft_time_limit: float | None
-    rate_limit: str | None
-    expires: float | None
-    priority: int | None
-    max_deliveries: int | None
-    track_started: bool
-    typed: bool
-    throws: tuple[type[BaseException], ...]
-    on_success: Callable[..., Any]
-    on_failure: Callable[..., Any]
-    on_retry: Callable[..., Any]
 
 
 class Umbel:
@@ -104,7 +73,7 @@ class Umbel:
         self.clock: Clock = clock or SystemClock()
         self.middleware = list(middleware)
         self.reference: str | None = None
-        """``module:attribute`` under which another process finds this app; see ``locate``."""
+        """``module:attribute`` under which another process finds this app; see ``umbel.finding``."""
         self._sources: dict[str, Any] = {"code": code, "command_line": {}, "file": None}
         self._extra_plugins = tuple(plugins)
         self._lock = threading.RLock()
@@ -115,9 +84,7 @@ class Umbel:
         self._client: Client | None = None
         self._gateway: Gateway | None = None
         self._runtime: LoopThread | None = None
-        _apps.add(self)
-        for shared in _shared:
-            shared.declare(self)
+        enrol(self)
 
     def __repr__(self) -> str:
         return f"<Umbel {self.name}>"
@@ -251,7 +218,8 @@ class Umbel:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _after_fork(self) -> None:
+    def after_fork(self) -> None:
+        """Called in the child of a fork."""
         # The child of a fork shares its parent's sockets and files but none of its threads: leave them, start afresh.
         self._lock = threading.RLock()
         if isinstance(self._gateway, LocalGateway):
@@ -259,6 +227,9 @@ class Umbel:
         self._client = self._runtime = None
 
     # --- tasks ----------------------------------------------------------------------------------
+
+    @overload
+    def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
 
     @overload
     def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
@@ -271,7 +242,7 @@ class Umbel:
         name: str | None = None,
         base: type[Task[..., Any]] | None = None,
         **options: Unpack[DeclaredOptions],
-    ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+    ) -> Declare: ...
 
     @overload
     def task(
@@ -282,7 +253,7 @@ class Umbel:
         name: str | None = None,
         base: type[Task[..., Any]] | None = None,
         **options: Unpack[DeclaredOptions],
-    ) -> Callable[[Callable[Concatenate[Any, P], R]], Task[P, R]]: ...
+    ) -> DeclareBound: ...
 
     def task(
         self,
@@ -303,13 +274,15 @@ class Umbel:
 
         def declare(function: Callable[..., Any]) -> Task[..., Any]:
             handlers: dict[str, Callable[..., Any]] = {
-                handler: options.pop(handler) for handler in ("on_success", "on_failure", "on_retry") if handler in options
+                handler: options.pop(handler)
+                for handler in ("on_success", "on_failure", "on_retry")
+                if handler in options
             }
             unknown = options.keys() - {a.name for a in attrs.fields(TaskOptions)}
             if unknown:
                 known = ", ".join(a.name for a in attrs.fields(TaskOptions))
                 raise TypeError(f"a task has no option {sorted(unknown)}; its options are: name, bind, base, {known}")
-            task = (base or Task)(
+            task = (base or (AsyncTask if inspect.iscoroutinefunction(function) else Task))(
                 self,
                 function,
                 name=name or self._name_of(function),
@@ -352,8 +325,10 @@ class Umbel:
 
     def load_tasks(self) -> None:
         """Import the modules that the settings' ``imports`` name. Raises ``UmbelError`` naming the module."""
+        from umbel.finding import import_module_or_explain  # above this layer in one direction only: it finds apps
+
         for module in self.settings.imports:
-            _import(module, "[umbel] imports")
+            import_module_or_explain(module, "imports")
 
     # --- running --------------------------------------------------------------------------------
 
@@ -363,172 +338,5 @@ class Umbel:
 
         return Worker(self)
 
-    def locate(self) -> str:
-        """``module:attribute`` (or ``file.py:attribute``) under which another process can import this app.
 
-        Raises ``UmbelError`` where it hangs in no module.
-        """
-        if self.reference is None:
-            for module_name, module in list(sys.modules.items()):
-                for attribute, value in list(vars(module).items()) if module else ():
-                    if value is self and (file := getattr(module, "__file__", None)):
-                        where = str(Path(file).resolve()) if module_name in MAIN_MODULES else module_name
-                        self.reference = f"{where}:{attribute}"
-                        return f"{where}:{attribute}"
-            raise UmbelError(
-                f"app {self.name!r} is no module's attribute, so a child process cannot import it: make it one, or use "
-                'a pool without processes ([worker] pool = "threads")'
-            )
-        return self.reference
-
-
-# --- finding apps -------------------------------------------------------------------------------
-
-
-def find_app(reference: str) -> Umbel:
-    """Import the app named ``module``, ``module:attribute`` or ``file.py:attribute``.
-
-    Without an attribute, the module must hold exactly one app, or one named ``app``. Raises ``UmbelError``.
-    """
-    place, _, attribute = reference.partition(":")
-    module = _run_file(place) if place.endswith(".py") else _import(place, "-A/--app")
-    if attribute:
-        found = getattr(module, attribute, None)
-        if not isinstance(found, Umbel):
-            raise UmbelError(f"{reference!r} is {'not there' if found is None else 'not an Umbel app'}")
-    else:
-        apps = {id(v): v for v in vars(module).values() if isinstance(v, Umbel)}
-        named = getattr(module, "app", None)
-        if isinstance(named, Umbel):
-            found = named
-        elif len(apps) == 1:
-            found = next(iter(apps.values()))
-        else:
-            raise UmbelError(
-                f"module {place!r} holds {len(apps) or 'no'} apps; name one as {place}:attribute"
-                if apps
-                else f"module {place!r} holds no Umbel app"
-            )
-    found.reference = reference
-    return found
-
-
-def _import(module: str, setting: str) -> Any:
-    try:
-        return import_module(module)
-    except ModuleNotFoundError as exc:
-        if exc.name is not None and (module == exc.name or module.startswith(exc.name + ".")):
-            raise UmbelError(
-                f"there is no module {module!r} ({setting}); modules are looked for in {os.getcwd()} and sys.path"
-            ) from exc
-        raise UmbelError(f"module {module!r} ({setting}) needs {exc.name!r}, which is not installed") from exc
-
-
-def _run_file(path: str) -> Any:
-    """A script, run as a module of its own name once in this process."""
-    import importlib.util
-
-    name = MAIN_MODULES[1]
-    if (known := sys.modules.get(name)) is not None and known.__file__ == path:
-        return known
-    main = sys.modules.get(MAIN_MODULES[0])
-    if (
-        main is not None
-        and getattr(main, "__file__", None)
-        and Path(cast("str", main.__file__)).resolve() == Path(path)
-    ):
-        return main
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None or not Path(path).is_file():
-        raise UmbelError(f"there is no script {path!r}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-# --- shared tasks, forks ------------------------------------------------------------------------
-
-
-class SharedTask:
-    """A task of a library, written before any app: every app has it; used directly, it is the app's in force."""
-
-    def __init__(self, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
-        self._function = function
-        self._options = options
-        self._tasks: weakref.WeakKeyDictionary[Umbel, Task[..., Any]] = weakref.WeakKeyDictionary()
-        self.__name__ = function.__name__
-        self.__doc__ = function.__doc__
-
-    def declare(self, app: Umbel) -> None:
-        """Register the task in ``app``."""
-        make: Any = app.task(**self._options)
-        self._tasks[app] = make(self._function)
-
-    def _task(self) -> Task[..., Any]:
-        from umbel.task import current_request
-
-        if (request := current_request()) is not None and request.task.app in self._tasks:
-            return self._tasks[request.task.app]
-        apps = list(self._tasks)
-        if len(apps) != 1:
-            raise UmbelError(
-                f"shared task {self.__name__} belongs to {len(apps)} apps; "
-                + ("make an app first" if not apps else "use app.tasks[name] to say which")
-            )
-        return self._tasks[apps[0]]
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._function(*args, **kwargs) if not self._options.get("bind") else self._task()(*args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._task(), name)
-
-
-@overload
-def shared_task(function: Callable[P, R], /) -> Task[P, R]: ...
-
-
-@overload
-def shared_task(
-    *, name: str | None = None, base: type[Task[..., Any]] | None = None, **options: Unpack[DeclaredOptions]
-) -> Callable[[Callable[P, R]], Task[P, R]]: ...
-
-
-@overload
-def shared_task(
-    *, bind: bool, name: str | None = None, base: type[Task[..., Any]] | None = None, **options: Unpack[DeclaredOptions]
-) -> Callable[[Callable[Concatenate[Any, P], R]], Task[P, R]]: ...
-
-
-def shared_task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
-    """``@app.task`` for libraries that have no app: the task is registered in every app, made before or after."""
-
-    def declare(function: Callable[..., Any]) -> SharedTask:
-        shared = SharedTask(function, options)
-        _shared.append(shared)
-        for app in list(_apps):
-            shared.declare(app)
-        return shared
-
-    return declare if function is None else declare(function)
-
-
-_shared: list[SharedTask] = []
-_apps: weakref.WeakSet[Umbel] = weakref.WeakSet()
-
-
-def live_app(token: int) -> Umbel | None:
-    """The app of this process with that ``id``; None in another process."""
-    return next((app for app in list(_apps) if id(app) == token), None)
-
-
-def _after_fork() -> None:
-    for app in list(_apps):
-        app._after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-__all__ = ["AsyncResult", "Middleware", "SharedTask", "Umbel", "find_app", "live_app", "protocol", "shared_task"]
+__all__ = ["AsyncResult", "Middleware", "Umbel", "shared_task"]

@@ -53,9 +53,9 @@ class AsyncResult(Generic[R]):
 
     def _conclude(self, record: Result, propagate: bool) -> R:
         document = self._decode(record)
-        value = document.get("result")
+        value: Any = document.get("result")
         if record.state == State.SUCCESS:
-            return value if self._structure is None else self._structure(value)  # type: ignore[no-any-return]  # untyped tasks
+            return value if self._structure is None else self._structure(value)
         exc = protocol.exception_from_plain(value, document.get("traceback"))
         if record.state == State.REVOKED and not isinstance(exc, TaskRevoked):
             exc = TaskRevoked(str(value))

@@ -18,12 +18,14 @@ from functools import partial
 from typing import Any
 
 from umbel import errors, protocol
-from umbel.app import Umbel, find_app, live_app
+from umbel.app import Umbel
 from umbel.errors import DecodeError, EncodeError, Ignore, Reject, Retry, SoftTimeLimitExceeded, TaskCancelled
+from umbel.finding import find_app
 from umbel.gateway import UplinkGateway
 from umbel.model import Message, Outcome, Result, State, Verdict
 from umbel.ports.pool import Upcall
 from umbel.protocol import Invocation
+from umbel.shared import live_app
 from umbel.task import Request, Task, _current
 from umbel.worker import followups
 from umbel.worker.outcomes import Records

@@ -202,7 +202,9 @@ class SettlementStep(Step):
         if needs_word and not self._worker.stopping:
             self._worker.pool.submit([self.conclusion(held, verdict, detail)])
             return
-        if needs_word or held.concluding is not None:  # nobody is left to read the body: the failure itself is still stored
+        if (
+            needs_word or held.concluding is not None
+        ):  # nobody is left to read the body: the failure itself is still stored
             exc = (errors.TimeLimitExceeded if verdict is Verdict.TIMED_OUT else errors.WorkerLost)(detail)
             outcome = self._worker.records.ended(verdict, message, exc, detail=detail)
         self.end(held, outcome)

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from umbel.errors import BrokerUnavailable, NotSupported, PluginError, SettingsError, UmbelError
+from umbel.finding import locate
 from umbel.gateway import LocalGateway
 from umbel.ports.pool import ExecutorFactory, Pool, PoolContext
 from umbel.worker.control import Control
@@ -236,7 +237,7 @@ class Worker:
         chosen = self.settings.worker
         sources = self.app._sources
         arguments: dict[str, Any] = {
-            "app": self.app.locate() if self.pool.capabilities.isolated else self.app.reference,
+            "app": locate(self.app) if self.pool.capabilities.isolated else self.app.reference,
             "token": id(self.app),
             "pid": os.getpid(),
             "hostname": self.name,

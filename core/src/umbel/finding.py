@@ -1,0 +1,97 @@
+"""Which app a name means, and under which name another process finds an app."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any, cast
+
+from umbel.app import MAIN_MODULES, Umbel
+from umbel.errors import UmbelError
+
+
+def find_app(reference: str) -> Umbel:
+    """Import the app named ``module``, ``module:attribute`` or ``file.py:attribute``.
+
+    Without an attribute, the module must hold exactly one app, or one named ``app``. Raises ``UmbelError``.
+    """
+    place, _, attribute = reference.partition(":")
+    module = _run_file(place) if place.endswith(".py") else import_module_or_explain(place, "-A/--app")
+    if attribute:
+        found = getattr(module, attribute, None)
+        if not isinstance(found, Umbel):
+            raise UmbelError(f"{reference!r} is {'not there' if found is None else 'not an Umbel app'}")
+    else:
+        apps = {id(v): v for v in vars(module).values() if isinstance(v, Umbel)}
+        named = getattr(module, "app", None)
+        if isinstance(named, Umbel):
+            found = named
+        elif len(apps) == 1:
+            found = next(iter(apps.values()))
+        else:
+            raise UmbelError(
+                f"module {place!r} holds {len(apps) or 'no'} apps; name one as {place}:attribute"
+                if apps
+                else f"module {place!r} holds no Umbel app"
+            )
+    found.reference = reference
+    return found
+
+
+def import_module_or_explain(module: str, setting: str) -> Any:
+    """Import ``module``, or say in one sentence why that fails. ``setting``: what named it. Raises ``UmbelError``."""
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as exc:
+        if exc.name is not None and (module == exc.name or module.startswith(exc.name + ".")):
+            raise UmbelError(
+                f"there is no module {module!r} ({setting}); modules are looked for in {os.getcwd()} and sys.path"
+            ) from exc
+        raise UmbelError(f"module {module!r} ({setting}) needs {exc.name!r}, which is not installed") from exc
+    except UmbelError:
+        raise
+    except Exception as exc:  # a user's module may raise anything while it is imported
+        raise UmbelError(f"module {module!r} ({setting}) cannot be imported: {type(exc).__name__}: {exc}") from exc
+
+
+def _run_file(path: str) -> Any:
+    """A script, run as a module of its own name once in this process."""
+    name = MAIN_MODULES[1]
+    if (known := sys.modules.get(name)) is not None and known.__file__ == path:
+        return known
+    main = sys.modules.get(MAIN_MODULES[0])
+    if (
+        main is not None
+        and getattr(main, "__file__", None)
+        and Path(cast("str", main.__file__)).resolve() == Path(path)
+    ):
+        return main
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None or not Path(path).is_file():
+        raise UmbelError(f"there is no script {path!r}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def locate(app: Umbel) -> str:
+    """``module:attribute`` (or ``file.py:attribute``) under which another process can import this app.
+
+    Raises ``UmbelError`` where it hangs in no module.
+    """
+    if app.reference is None:
+        for module_name, module in list(sys.modules.items()):
+            for attribute, value in list(vars(module).items()) if module else ():
+                if value is app and (file := getattr(module, "__file__", None)):
+                    where = str(Path(file).resolve()) if module_name in MAIN_MODULES else module_name
+                    app.reference = f"{where}:{attribute}"
+                    return f"{where}:{attribute}"
+        raise UmbelError(
+            f"app {app.name!r} is no module's attribute, so a child process cannot import it: make it one, or use "
+            'a pool without processes ([worker] pool = "threads")'
+        )
+    return app.reference
