@@ -32,6 +32,7 @@ class DeclaredOptions(TypedDict, total=False):
     expires: float | None
     priority: int | None
     max_deliveries: int | None
+    dead_letter: bool
     track_started: bool
     typed: bool
     throws: tuple[type[BaseException], ...]

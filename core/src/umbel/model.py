@@ -335,6 +335,8 @@ class TaskOptions:
     """0 to 9, higher is sooner; None: 0."""
     max_deliveries: int | None = None
     """Starts that may end in the loss of the process before the message goes to the dead letters; None: the worker's."""
+    dead_letter: bool = False
+    """A final failure goes to the dead letters too, from where it can be replayed once its cause is mended."""
     track_started: bool = False
     """Store STARTED when the task begins."""
     typed: bool = False

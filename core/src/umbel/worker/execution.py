@@ -13,11 +13,13 @@ import os
 import threading
 import time
 import traceback as tracebacks
+from asyncio import base_events, runners
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 from umbel import errors, protocol
+from umbel import task as task_module
 from umbel.app import Umbel
 from umbel.errors import DecodeError, EncodeError, Ignore, Reject, Retry, SoftTimeLimitExceeded, TaskCancelled
 from umbel.finding import find_app
@@ -334,6 +336,9 @@ class TaskExecutor:
             logger.exception("%s of task %s raised; the task's outcome stands", handler, task.name)
 
 
+_OWN_FILES = frozenset({__file__, task_module.__file__, runners.__file__, base_events.__file__})
+
+
 def _line(exc: BaseException) -> str:
     try:
         return f"{type(exc).__name__}: {exc}"[:1000]
@@ -343,7 +348,10 @@ def _line(exc: BaseException) -> str:
 
 def _format(exc: BaseException) -> str:
     """The traceback as text, from the task's own frames on. Turned to text at once: frames keep their locals alive."""
+    frames = exc.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename in _OWN_FILES and frames.tb_next is not None:
+        frames = frames.tb_next
     try:
-        return "".join(tracebacks.format_exception(exc))
+        return "".join(tracebacks.format_exception(type(exc), exc, frames))
     except Exception:  # a user's __str__ or __cause__ may raise anything
         return type(exc).__name__

@@ -45,9 +45,16 @@ def backoff(times: int, longest: float = 60.0) -> float:
     return float(min(2.0 ** min(max(times - 1, 0), 16), longest))
 
 
-def decide(outcome: Outcome, delivery: Delivery, *, starts: int, max_deliveries: int) -> Settlement:
-    """How ``delivery`` ends. ``starts``: how often its work has begun, this time included."""
+def decide(
+    outcome: Outcome, delivery: Delivery, *, starts: int, max_deliveries: int, dead_letter: bool = False
+) -> Settlement:
+    """How ``delivery`` ends.
+
+    ``starts``: how often its work has begun, this time included. ``dead_letter``: the task wants its failures kept.
+    """
     verdict = outcome.verdict
+    if dead_letter and verdict in (Verdict.FAILURE, Verdict.TIMED_OUT):
+        return Settlement(delivery=delivery, action=Action.DEAD, cause=_cause(outcome))
     if (action := _FIXED.get(verdict)) is not None:
         return Settlement(delivery=delivery, action=action, cause=_cause(outcome) if action is Action.DEAD else "")
     match verdict:

@@ -259,7 +259,13 @@ class SettlementStep(Step):
 
     def _decide(self, end: _End) -> Settlement:
         held = end.held
-        settlement = settle.decide(end.outcome, held.delivery, starts=held.starts, max_deliveries=held.max_deliveries)
+        settlement = settle.decide(
+            end.outcome,
+            held.delivery,
+            starts=held.starts,
+            max_deliveries=held.max_deliveries,
+            dead_letter=held.options.dead_letter,
+        )
         return (
             evolve(settlement, delay=held.delay) if held.delay and settlement.action is Action.REQUEUE else settlement
         )

@@ -1,0 +1,6 @@
+"""``python -m umbel.cli`` is ``umbel``."""
+
+from umbel.cli import main
+
+if __name__ == "__main__":
+    main()

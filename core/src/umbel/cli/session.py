@@ -1,0 +1,163 @@
+"""What one call of ``umbel`` works with: the app, as the options that every command takes name and configure it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import click
+from attrs import define, field
+
+from umbel.errors import SettingsError, UmbelError
+
+if TYPE_CHECKING:
+    from umbel.app import Umbel
+    from umbel.gateway import LocalGateway
+
+T = TypeVar("T")
+
+
+@define
+class Session:
+    """The options of one call, and the app made of them. Third-party commands find it in ``click.Context.obj``."""
+
+    reference: str | None = None
+    """The app that ``-A`` names."""
+    file: str | None = None
+    overrides: dict[str, str] = field(factory=dict)
+    """Settings of the command line, by dotted key."""
+    _app: Umbel | None = field(default=None, init=False)
+
+    def app(self, *, required: bool = False) -> Umbel:
+        """The app that ``-A`` names, else the settings; without either a bare one, unless it is ``required``.
+
+        Imports the application, but nothing is connected. Raises ``UmbelError``, ``click.UsageError``.
+        """
+        if self._app is None:
+            # Here and not above: `umbel --help` is to cost no import of asyncio.
+            from umbel.app import Umbel
+            from umbel.finding import find_app
+
+            reference = self.reference or self._named_by_settings()
+            if reference is None and required:
+                raise click.UsageError("this command needs your tasks: give -A MODULE, or set app in umbel.toml")
+            app = Umbel("cli") if reference is None else find_app(reference)
+            if self.file or self.overrides or self.reference:
+                app.configure(file=self.file, command_line=self._command_line())
+            self._app = app
+        return self._app
+
+    @property
+    def has_tasks(self) -> bool:
+        """Whether ``app`` is the user's, whose tasks are known."""
+        return self.app().reference is not None
+
+    def close(self) -> None:
+        """Close the app's connections."""
+        if self._app is not None:
+            self._app.close()
+
+    def _named_by_settings(self) -> str | None:
+        from umbel.settings.sources import load
+
+        loaded = load(file=self.file, command_line=self.overrides)
+        if loaded.settings.app and loaded.file and loaded.provenance["app"].startswith(str(loaded.file)):
+            sys.path.insert(1, str(loaded.file.parent))  # the file may have been found above the working directory
+        return loaded.settings.app
+
+    def _command_line(self) -> dict[str, str]:
+        if self.reference is None or self.reference.partition(":")[0].endswith(".py"):  # a script is no setting
+            return self.overrides
+        return {**self.overrides, "app": self.reference}
+
+
+pass_session = click.make_pass_decorator(Session, ensure=True)
+
+
+def on_gateway(app: Umbel, work: Callable[[LocalGateway], Coroutine[Any, Any, T]]) -> T:
+    """Run ``work`` with the app's connections, on its I/O loop, and wait. Raises what ``work`` raises."""
+    gateway = cast("LocalGateway", app.gateway)  # the command line never runs in a worker's child
+
+    async def run() -> T:
+        return await work(gateway)
+
+    return gateway.runtime.call(run())
+
+
+def sentences(error: UmbelError) -> list[str]:
+    """What is wrong: a sentence for each problem."""
+    return list(error.problems) if isinstance(error, SettingsError) else [str(error) or type(error).__name__]
+
+
+# --- options that every command takes -------------------------------------------------------------
+
+
+def shared_options(*, hidden: bool) -> list[click.Option]:
+    """The options that may stand before a command and after it."""
+
+    def option(*names: str, help: str, metavar: str, callback: Callable[..., None], **more: Any) -> click.Option:
+        return click.Option(
+            names, help=help, metavar=metavar, callback=callback, expose_value=False, hidden=hidden, **more
+        )
+
+    return [
+        option(
+            "-A",
+            "--app",
+            metavar="MODULE[:ATTR]",
+            callback=_set_app,
+            help="The application; else the setting app, or UMBEL_APP.",
+        ),
+        option("--config", metavar="FILE", callback=_set_file, help="Settings file; else umbel.toml here or above."),
+        option("--broker", metavar="URL", callback=_set_url, help="Address of the broker."),
+        option("--results", metavar="URL", callback=_set_url, help="Address of the result store."),
+        option(
+            "-o",
+            "--set",
+            metavar="KEY=VALUE",
+            callback=_set_values,
+            multiple=True,
+            help="Any setting, such as codec.compression=gzip; as often as you like.",
+        ),
+    ]
+
+
+def _set_app(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    session = ctx.ensure_object(Session)
+    session.reference = value or session.reference
+
+
+def _set_file(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    session = ctx.ensure_object(Session)
+    session.file = value or session.file
+
+
+def _set_url(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        ctx.ensure_object(Session).overrides[f"{param.name}.url"] = value
+
+
+def _set_values(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> None:
+    for text in values:
+        key, is_pair, value = text.partition("=")
+        if not (is_pair and key.strip()):
+            raise click.BadParameter(f"{text!r} is not KEY=VALUE", ctx, param)
+        ctx.ensure_object(Session).overrides[key.strip()] = value.strip()
+
+
+class Command(click.Command):
+    """A command after which the options of ``umbel`` itself may stand too."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self.params = [*self.params, *shared_options(hidden=True)]
+
+
+class Group(click.Group):
+    """A command with commands of its own."""
+
+    command_class = Command
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")

@@ -1,0 +1,377 @@
+"""What can be set: attrs classes that are the schema, the checks and the reference documentation at once.
+
+Every field carries one sentence of help in its metadata. ``None`` means "not set" (TOML has no null); where ``None``
+is a choice of its own, the field names the words that say so in a file.
+"""
+# ruff: noqa: RUF009  # setting() makes an attrs field, not a default value
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from types import NoneType, UnionType
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
+
+from attrs import NOTHING, Attribute, Factory, field, frozen, has
+
+Seconds = Annotated[float, "duration"]
+"""A duration: a number of seconds, or a string such as "500ms", "30s", "5m", "1h", "1d"."""
+Bytes = Annotated[int, "size"]
+"""A size: a number of bytes, or a string such as "10MB" (powers of 1000) or "64KiB" (powers of 1024)."""
+
+_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_BYTES: Final = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+_RATES: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+DURATION_PATTERN: Final = r"^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)$"
+SIZE_PATTERN: Final = r"^[0-9]+(\.[0-9]+)?(B|KB|MB|GB|KiB|MiB|GiB)$"
+_RATE_PATTERN: Final = r"^([0-9]+(?:\.[0-9]+)?)/(s|m|h|d)$"
+
+
+def parse_seconds(text: str) -> float:
+    """Seconds of "500ms", "30s", "5m", "1h", "1d". Raises ``ValueError`` for any other form."""
+    if not re.fullmatch(DURATION_PATTERN, text):
+        raise ValueError('must be a duration such as "500ms", "30s", "5m", "1h" or "1d"')
+    number = text.rstrip("dhms")
+    if not math.isfinite(seconds := float(number) * _SECONDS[text[len(number) :]]):
+        raise ValueError("must be a duration that ends")
+    return seconds
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of "10MB", "64KiB". Raises ``ValueError`` for any other form and for parts of a byte."""
+    if not re.fullmatch(SIZE_PATTERN, text):
+        raise ValueError('must be a size such as "10MB" or "64KiB"')
+    number = text.rstrip("BKMGi")
+    whole, _, part = number.partition(".")
+    scale: int = 10 ** len(part)
+    size, rest = divmod(int(whole + part) * _BYTES[text[len(number) :]], scale)
+    if rest:
+        raise ValueError("must be a whole number of bytes")
+    return size
+
+
+def parse_rate(text: str) -> float:
+    """Starts in a second of "10/s", "100/m", "3/h", "5/d". Raises ``ValueError`` for any other form."""
+    match = re.fullmatch(_RATE_PATTERN, text)
+    if match is None or not 0 < float(match[1]) < math.inf:
+        raise ValueError('must be a rate such as "10/s", "100/m", "1000/h" or "5/d"')
+    return float(match[1]) / _RATES[match[2]]
+
+
+def format_seconds(seconds: float) -> str:
+    """The shortest way to write a duration: 86400 is "1d"."""
+    for unit in ("d", "h", "m"):
+        if seconds and seconds % _SECONDS[unit] == 0:
+            return f"{seconds / _SECONDS[unit]:.0f}{unit}"
+    return f"{seconds * 1000:g}ms" if 0 < seconds < 1 else f"{seconds:.15g}s"
+
+
+def format_bytes(size: int) -> str:
+    """The shortest way to write a size: 64000000 is "64MB"."""
+    units = sorted(_BYTES, key=_BYTES.__getitem__, reverse=True)
+    unit = next(unit for unit in units if unit == "B" or (size and size % _BYTES[unit] == 0))
+    return f"{size // _BYTES[unit]}{unit}"
+
+
+# --- types as people and JSON Schema read them ----------------------------------------------------
+
+
+@frozen
+class Kind:
+    """A type as people and JSON Schema read it; ``form`` is the remedy for a value that is not of it."""
+
+    name: str
+    form: str
+    schema: Mapping[str, Any]
+
+
+def _with_units(number: str, pattern: str) -> Mapping[str, Any]:
+    return {"anyOf": [{"type": number, "minimum": 0}, {"type": "string", "pattern": pattern}]}
+
+
+KINDS: Final[Mapping[Any, Kind]] = {
+    str: Kind("string", 'a string in quotes such as "name"', {"type": "string"}),
+    bool: Kind("boolean", "true or false", {"type": "boolean"}),
+    int: Kind("integer", "a whole number such as 4", {"type": "integer"}),
+    float: Kind("number", "a number such as 0.5", {"type": "number"}),
+    Seconds: Kind(
+        "duration",
+        'a duration such as 30 (seconds), "500ms", "30s", "5m", "1h" or "1d"',
+        _with_units("number", DURATION_PATTERN),
+    ),
+    Bytes: Kind("size", 'a size such as 4096 (bytes), "10MB" or "64KiB"', _with_units("integer", SIZE_PATTERN)),
+}
+
+
+def bare_type(type_: Any) -> tuple[Any, bool]:
+    """The type without ``| None``, and whether it had it."""
+    others = [each for each in get_args(type_) if each is not NoneType]
+    if get_origin(type_) in (Union, UnionType) and len(others) == 1:
+        return others[0], True
+    return type_, False
+
+
+def is_list(type_: Any) -> bool:
+    """Whether values of it are lists of one type in a file."""
+    return get_origin(type_) in (list, set, frozenset, Sequence) or (
+        get_origin(type_) is tuple and get_args(type_)[1:] == (...,)
+    )
+
+
+def is_table(type_: Any) -> bool:
+    """Whether values of it are tables whose keys are free."""
+    return get_origin(type_) in (dict, Mapping)
+
+
+def is_literal(type_: Any) -> bool:
+    """Whether values of it are one of a few."""
+    return get_origin(type_) is Literal
+
+
+def kind_of(type_: Any) -> Kind:
+    """How to tell people of a type."""
+    bare, _ = bare_type(type_)
+    if bare in KINDS:
+        return KINDS[bare]
+    if is_literal(bare):
+        words = " or ".join(json.dumps(word) for word in get_args(bare))
+        return Kind(words, words, {"enum": list(get_args(bare))})
+    if is_list(bare):
+        item = kind_of(get_args(bare)[0])
+        name = f"list of {item.name}s" if item.schema else "list"
+        example = '["a", "b"]' if item.name == "string" else "[1, 2]"
+        return Kind(name, f"a {name} such as {example}", {"type": "array", "items": item.schema})
+    if is_table(bare) or has(bare):
+        return Kind("table", "a table", {"type": "object"})
+    name = getattr(bare, "__name__", str(bare))
+    return Kind(name, f"of type {name}", {})
+
+
+# --- fields ---------------------------------------------------------------------------------------
+
+
+def _filled(text: str) -> None:
+    if not text.strip():
+        raise ValueError("must not be empty")
+
+
+def _module(name: str) -> None:
+    module, _, attribute = name.partition(":")
+    parts = [*module.split("."), *(attribute.split(".") if ":" in name else ())]
+    if not all(part.isidentifier() for part in parts):
+        raise ValueError('must be a module or module:attribute such as "shop.tasks" or "shop.tasks:app"')
+
+
+def _modules(names: tuple[str, ...]) -> None:
+    for name in names:
+        if ":" in name:
+            raise ValueError('must be modules only, such as "shop.tasks"')
+        _module(name)
+
+
+def _timezone(name: str) -> None:
+    if name == "UTC":
+        return  # needs no time zone database
+    from zoneinfo import ZoneInfo
+
+    try:
+        ZoneInfo(name)
+    except (ValueError, OSError, KeyError):  # malformed; a folder of the database; unknown
+        raise ValueError(
+            'must be the name of a time zone such as "Asia/Seoul"; if none is found: pip install tzdata'
+        ) from None
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    gt: float | None = None,
+    ge: float | None = None,
+    le: float | None = None,
+    check: Callable[[Any], object] | None = None,
+    none: tuple[str, ...] = (),
+    each: str = "NAME",
+) -> Any:
+    """A field of a settings class. A callable ``default`` is a factory.
+
+    ``gt``, ``ge`` and ``le`` bound its value; ``check`` raises ``ValueError`` saying what it must be; the words in
+    ``none`` mean None; ``each`` stands for the name in the documentation of a table of tables.
+    """
+    bounds = {"exclusiveMinimum": gt, "minimum": ge, "maximum": le}
+
+    def validate(_: Any, attribute: Attribute[Any], value: Any) -> None:
+        if value is None:
+            return
+        if gt is not None and not value > gt:
+            raise ValueError(f"{attribute.name} must be more than {gt}")
+        if (ge is not None and not value >= ge) or (le is not None and not value <= le):
+            raise ValueError(f"{attribute.name} must be " + (f"at least {ge}" if le is None else f"from {ge} to {le}"))
+        if check is not None:
+            try:
+                check(value)
+            except ValueError as error:
+                raise ValueError(f"{attribute.name} {error}") from None
+
+    return field(
+        default=Factory(default) if callable(default) else default,
+        converter=(lambda value: None if isinstance(value, str) and value in none else value) if none else None,
+        validator=validate,
+        metadata={
+            "help": help,
+            "none": none,
+            "each": each,
+            "bounds": {name: bound for name, bound in bounds.items() if bound is not None},
+        },
+    )
+
+
+# --- the schema -----------------------------------------------------------------------------------
+
+
+@frozen(kw_only=True)
+class BrokerSettings:
+    """Where messages travel."""
+
+    url: str = setting("sqlite:///umbel.sqlite3", "Address; its scheme names the transport plugin.", check=_filled)
+    lease: Seconds = setting(15.0, "How long a delivery stays with a worker that no longer renews its lease.", gt=0)
+    publish_timeout: Seconds = setting(5.0, "Time in which the broker must have accepted what is sent to it.", gt=0)
+    options: Mapping[str, Any] = setting(dict, "Options of the transport plugin, named in its own reference.")
+
+
+@frozen(kw_only=True)
+class ResultSettings:
+    """Where results are kept."""
+
+    url: str | None = setting(
+        "sqlite:///umbel.sqlite3",
+        'Address of the result store; its scheme names the plugin, and "disabled" keeps no results.',
+        none=("disabled", ""),
+    )
+    expires: Seconds | None = setting(
+        86400.0, 'Age at which a stored result may be forgotten; "never" keeps it.', gt=0, none=("never",)
+    )
+    serializer: str = setting("json", "Serializer plugin for stored results.")
+    extended: bool = setting(False, "Store the task's name, arguments, worker, retries and queue with its result.")
+    options: Mapping[str, Any] = setting(dict, "Options of the result store plugin, named in its own reference.")
+
+
+@frozen(kw_only=True)
+class CodecSettings:
+    """How message bodies are written, and what is read."""
+
+    serializer: str = setting("json", "Serializer plugin for the messages that are sent.")
+    accept: tuple[str, ...] = setting(("json",), "Serializers whose messages are read; all others are refused.")
+    compression: str | None = setting(None, "Compressor plugin for the messages that are sent.")
+    accept_compression: tuple[str, ...] = setting((), "Compressors, besides the one used, whose messages are read.")
+    max_body_size: Bytes = setting(64_000_000, "Largest message body that is read, after decompression.", ge=1)
+
+
+@frozen(kw_only=True)
+class QueueSettings:
+    """One queue."""
+
+    type: str | None = setting(None, "Kind of queue, where the broker has several.")
+    max_priority: int | None = setting(None, "Number of priorities, where the broker must know it beforehand.", ge=1)
+    arguments: Mapping[str, Any] = setting(dict, "Further arguments with which the broker declares the queue.")
+
+
+@frozen(kw_only=True)
+class TaskSettings:
+    """Options of the tasks of one name, or of all whose names match a glob."""
+
+    queue: str | None = setting(None, "Queue that the task is sent to.")
+    serializer: str | None = setting(None, "Serializer plugin for the task's messages.")
+    compression: str | None = setting(None, "Compressor plugin for the task's messages.")
+    max_retries: int | None = setting(None, "How often the task may be retried before it counts as failed.", ge=0)
+    retry_delay: Seconds | None = setting(None, "Delay before the first retry, and before each without a backoff.")
+    retry_backoff: Seconds | None = setting(None, "Delay that doubles with each retry; 0 turns the backoff off.")
+    retry_backoff_max: Seconds | None = setting(None, "Longest delay that the backoff reaches.", gt=0)
+    retry_jitter: bool | None = setting(None, "Spread the delays of the backoff at random.")
+    ack: Literal["late", "early"] | None = setting(
+        None, 'Acknowledge when the task has ended ("late": at least once) or before it starts ("early": at most once).'
+    )
+    ignore_result: bool | None = setting(None, "Store no result for the task.")
+    time_limit: Seconds | None = setting(None, "Time after which the running task is killed.", gt=0)
+    soft_time_limit: Seconds | None = setting(None, "Time after which SoftTimeLimitExceeded is raised in it.", gt=0)
+    rate_limit: str | None = setting(None, 'Most starts in a time for each worker, such as "100/m".', check=parse_rate)
+    expires: Seconds | None = setting(None, "Age at which a message of the task is no longer worth running.", gt=0)
+    priority: int | None = setting(None, "Priority of the task's messages: 0 to 9, higher is sooner.", ge=0, le=9)
+    max_deliveries: int | None = setting(None, "Deliveries after which a message goes to the dead letters.", ge=1)
+    track_started: bool | None = setting(None, "Store the state STARTED when the task starts.")
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse combinations that cannot work."""
+        for shorter, longer in (("soft_time_limit", "time_limit"), ("retry_backoff", "retry_backoff_max")):
+            low, high = getattr(self, shorter), getattr(self, longer)
+            if low is not None and high is not None and low > high:
+                raise ValueError(
+                    f"{shorter} ({format_seconds(low)}) is longer than {longer} ({format_seconds(high)});"
+                    " lower the one or raise the other"
+                )
+
+
+@frozen(kw_only=True)
+class ScheduleSettings:
+    """One periodic task."""
+
+    task: str = setting(NOTHING, "Name of the task to send.", check=_filled)
+    crontab: str | None = setting(None, 'When to send it: minute, hour, day, month, weekday, such as "0 3 * * *".')
+    every: Seconds | None = setting(None, "Time from one sending to the next.", gt=0)
+    timezone: str | None = setting(None, "Time zone of crontab, if not the application's own.", check=_timezone)
+    args: tuple[Any, ...] = setting((), "Positional arguments of the task.")
+    kwargs: Mapping[str, Any] = setting(dict, "Keyword arguments of the task.")
+    options: Mapping[str, Any] = setting(dict, "Options of the sending, as for apply_async: queue, priority, expires.")
+    enabled: bool = setting(True, "Whether it is sent at all.")
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse an entry that nothing or two things would trigger."""
+        if (self.crontab is None) == (self.every is None):
+            raise ValueError("needs either crontab or every, and not both")
+
+
+@frozen(kw_only=True)
+class WorkerSettings:
+    """A worker process."""
+
+    pool: str = setting("prefork", "Pool plugin that runs the tasks.")
+    concurrency: int | None = setting(None, "Tasks that run at once; not set: the number of CPUs.", ge=1)
+    queues: tuple[str, ...] = setting((), "Queues to consume; none: the default queue.")
+    name: str | None = setting(None, "Name of the worker among all; not set: made of the host and the process.")
+    prefetch: int | None = setting(None, "Most deliveries held at once; not set: measured.", ge=1)
+    grace: Seconds = setting(25.0, "Time that running tasks have to end when the worker is stopped.")
+    max_tasks_per_child: int | None = setting(None, "Tasks after which a child is replaced.", ge=1)
+    max_memory_per_child: Bytes | None = setting(None, "Resident memory at which a child is replaced.", ge=1)
+    start_timeout: Seconds = setting(60.0, "Time in which a child must have imported the application.", gt=0)
+    max_deliveries: int = setting(3, "Deliveries after which a message goes to the dead letters.", ge=1)
+    watchdog: Seconds = setting(30.0, "Longest silence of the broker before the session is rebuilt.", gt=0)
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = setting("INFO", "Least level that is logged.")
+    pool_options: Mapping[str, Any] = setting(dict, "Options of the pool plugin, named in its own reference.")
+
+
+@frozen(kw_only=True)
+class PluginSettings:
+    """Which plugins take part."""
+
+    hooks: tuple[str, ...] = setting((), "Listeners to load, by the names under which they are installed.")
+    disable: tuple[str, ...] = setting((), "Plugins that must not be loaded, whoever asks for them.")
+
+
+@frozen(kw_only=True)
+class Settings:
+    """Everything that can be set."""
+
+    app: str | None = setting(None, "The application: a module, or module:attribute.", check=_module)
+    imports: tuple[str, ...] = setting((), "Modules with tasks, imported when a worker starts.", check=_modules)
+    default_queue: str = setting("default", "Queue of the tasks that name none.", check=_filled)
+    timezone: str = setting("UTC", "Time zone of schedules and of shown times.", check=_timezone)
+    broker: BrokerSettings = setting(BrokerSettings, "Where messages travel.")
+    results: ResultSettings = setting(ResultSettings, "Where results are kept.")
+    codec: CodecSettings = setting(CodecSettings, "How message bodies are written, and what is read.")
+    queues: Mapping[str, QueueSettings] = setting(dict, "Queues that need more than a name.")
+    tasks: Mapping[str, TaskSettings] = setting(dict, "Options of tasks, by name or by glob.", each="NAME OR GLOB")
+    schedules: Mapping[str, ScheduleSettings] = setting(dict, "Periodic tasks, by a name of your choice.")
+    worker: WorkerSettings = setting(WorkerSettings, "A worker process.")
+    plugins: PluginSettings = setting(PluginSettings, "Which plugins take part.")

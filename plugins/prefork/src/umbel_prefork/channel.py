@@ -1,0 +1,167 @@
+"""Frames between the processes of a pool, and the parent's end of a socket on its event loop.
+
+A frame is four bytes of length and a ``marshal`` body: both ends are the same interpreter, and the values are plain
+data. For 32 jobs with protocol-2 headers marshal takes 37 µs to write and 109 µs to read, pickle 83 and 142.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import marshal
+import socket
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+_LENGTH: Final = struct.Struct("=I")
+_CHUNK: Final = 1 << 18
+
+# Between the parent and a child.
+JOBS: Final = 1
+"""``first, payloads``: jobs numbered ``first``, ``first + 1``, …"""
+REPLY: Final = 2
+"""``call, good, value``: the answer to an upcall, or the error that ``errors.to_plain`` made."""
+READY: Final = 3
+FAILED: Final = 4
+"""``traceback``: the child (or the fork server) cannot start."""
+DONE: Final = 5
+"""``[(sequence, runtime, payload), …]``: the executor returned."""
+BROKEN: Final = 6
+"""``sequence, ending, detail, runtime``: the executor did not return, and the child lives."""
+SKIPPED: Final = 7
+"""``first, last``: none of these was or will be started."""
+UPCALL: Final = 8
+"""``call, verb, payload``"""
+RETIRING: Final = 9
+"""Everything is reported; no other job will be started."""
+
+# Between the parent and the fork server. A child has a number that is never used twice.
+BEGIN: Final = 20
+"""``target, arguments, max tasks, max memory``: what every child will run."""
+SPAWN: Final = 21
+"""``number``; with the child's socket and its cell as file descriptors."""
+SIGNAL: Final = 22
+"""``number, signal``"""
+SPAWNED: Final = 23
+"""``number, pid``"""
+EXITED: Final = 24
+"""``number, exit code`` (negative: the signal), or text where it could not be forked."""
+
+
+def encode(frame: tuple[Any, ...]) -> bytes:
+    """The bytes of a frame. Raises ``ValueError`` where a value is not plain data."""
+    body = marshal.dumps(frame)
+    return _LENGTH.pack(len(body)) + body
+
+
+class Decoder:
+    """Cuts a stream of bytes into frames."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+
+    def feed(self, chunk: bytes) -> Sequence[tuple[Any, ...]]:
+        """The frames that ``chunk`` completes."""
+        rest = self._rest
+        rest += chunk
+        frames = []
+        start, size = 0, len(rest)
+        with memoryview(rest) as view:
+            while size - start >= 4:
+                end = start + 4 + _LENGTH.unpack_from(view, start)[0]
+                if end > size:
+                    break
+                with view[start + 4 : end] as body:
+                    frames.append(marshal.loads(body))
+                start = end
+        del rest[:start]
+        return frames
+
+
+class Channel:
+    """The parent's end of a socket pair. Never blocks; everything happens on the event loop."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        on_frame: Callable[[tuple[Any, ...]], None],
+        on_end: Callable[[], None],
+    ) -> None:
+        """Calls ``on_frame`` for each frame in order, and ``on_end`` once when the other side has closed."""
+        sock.setblocking(False)
+        self.open = True
+        """The other side has not closed."""
+        self._sock = sock
+        self._on_frame = on_frame
+        self._on_end = on_end
+        self._decoder = Decoder()
+        self._unsent = bytearray()
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(sock, self._read)
+
+    def send(self, data: bytes) -> None:
+        """Send, or keep until there is room. What is sent to a dead process is lost; its end is told by ``on_end``."""
+        if not self._unsent:
+            sent = self._try(data)
+            if sent == len(data):
+                return
+            self._loop.add_writer(self._sock, self._write)
+            data = data[sent:]
+        self._unsent += data
+
+    def send_fds(self, data: bytes, fds: Sequence[int]) -> bool:
+        """Send a small frame with file descriptors at once; False if there is no room or nobody to read it."""
+        try:
+            return not self._unsent and socket.send_fds(self._sock, [data], fds) == len(data)
+        except OSError:
+            return False
+
+    def drain(self) -> None:
+        """Deliver all that a dead process has sent."""
+        while self._sock.fileno() >= 0 and self.open and self._read():
+            pass
+
+    def finish(self) -> None:
+        """Tell the other side that nothing more will come."""
+        if self.open:
+            try:
+                self._sock.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass  # the other side is gone already, and on_end says so
+
+    def close(self) -> None:
+        """Free the socket; no callback comes any more. Harmless when called twice."""
+        if self._sock.fileno() >= 0:
+            self._loop.remove_reader(self._sock)
+            self._loop.remove_writer(self._sock)
+            self._sock.close()
+        self.open = False
+
+    def _try(self, data: bytes | bytearray) -> int:
+        try:
+            return self._sock.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            return len(data)
+
+    def _write(self) -> None:
+        del self._unsent[: self._try(self._unsent)]
+        if not self._unsent:
+            self._loop.remove_writer(self._sock)
+
+    def _read(self) -> bool:
+        try:
+            chunk = self._sock.recv(_CHUNK)
+        except BlockingIOError:
+            return False
+        except ConnectionError:
+            chunk = b""  # it closed with unread frames in its buffer
+        if chunk:
+            for frame in self._decoder.feed(chunk):
+                self._on_frame(frame)
+            return True
+        self._loop.remove_reader(self._sock)
+        self.open = False
+        self._on_end()
+        return False

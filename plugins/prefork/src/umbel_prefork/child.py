@@ -1,0 +1,347 @@
+"""A child: runs jobs one after the other, and asks its parent for everything else.
+
+The main thread runs the jobs. Any thread may make an upcall; the socket is read by one of the waiting threads at a
+time, the *leader*, for all of them, so a child needs no thread of its own.
+
+SIGUSR1 says "look at your cell". Its handler runs between two bytecodes of the main thread and may raise there, so it
+does only while ``_gate`` lets it: never outside a job, and never where an exception would tear a frame or lose a lock.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import queue
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from types import FrameType
+from typing import Any, Final, NoReturn
+
+from umbel.errors import SoftTimeLimitExceeded, TaskCancelled, UmbelError
+from umbel.model import Ending
+from umbel.ports.pool import ExecutorFactory
+
+from umbel_prefork import channel, errors
+from umbel_prefork.cells import CURRENT, DONE, RECALL, REQUEST, STARTED, Cell, fence
+
+UNSENT_SECONDS: Final = 0.001
+UNSENT_JOBS: Final = 32
+"""Ends of jobs wait for each other while more jobs are at hand, up to this much work and this many."""
+MEMORY_SECONDS: Final = 0.01
+"""How often memory is looked at, at most."""
+
+SHUT, OPEN, WAITING = 0, 1, 2
+"""The gate: an interrupt may not come; may come; may come, and then shuts the gate for the cleaning up."""
+
+Box = queue.SimpleQueue[Any]
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in RAM; where the system does not tell, the most it ever was."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except FileNotFoundError:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def leave(code: int) -> NoReturn:
+    """End this process at once, without running what the fork server left to run at exit."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            pass  # closed or absent; there is nobody left to tell
+    os._exit(code)
+
+
+class Child:
+    """The state of this process as a child. ``run`` never returns."""
+
+    def __init__(self, sock: socket.socket, cell: Cell, max_tasks: int | None, max_memory: int | None) -> None:
+        self._pid = os.getpid()
+        self._main = threading.get_ident()
+        self._sock = sock
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+        self._cell = cell
+        self._max_tasks = max_tasks or 0
+        self._max_memory = max_memory or 0
+        self._decoder = channel.Decoder()
+        self._jobs: deque[tuple[int, tuple[Any, ...]]] = deque()
+        self._finished: list[tuple[int, float, tuple[Any, ...]]] = []
+        self._results: list[tuple[Any, ...]] = []
+        self._gate = SHUT
+        self._running = 0
+        self._answered = 0
+        self._sending = threading.Lock()
+        self._roles = threading.Lock()
+        self._leader: Box | None = None
+        self._waiting: dict[int, Box] = {}
+        self._calls = itertools.count(1)
+        self._idle: Box = queue.SimpleQueue()
+
+    def run(self, factory: ExecutorFactory) -> NoReturn:
+        """Make the executor, say so, run jobs until the parent closes the socket or it is time to retire."""
+        signal.signal(signal.SIGUSR1, self._on_signal)
+        try:
+            executor = factory.make(self.upcall)
+            if self._max_memory and (used := resident_bytes()) > self._max_memory:
+                raise UmbelError(
+                    f"a new child of the prefork pool uses {used} bytes before its first task, more than"
+                    f" max_memory_per_child = {self._max_memory}; raise that setting"
+                )
+        except UmbelError as error:
+            self._fail(str(error))
+        except BaseException:
+            self._fail(traceback.format_exc())
+        self._send((channel.READY,))
+        self._work(executor.execute)
+
+    def upcall(self, verb: str, payload: Any) -> Any:
+        """Ask the parent and wait for its answer; from any thread. Raises what the parent raised."""
+        if os.getpid() != self._pid:
+            raise UmbelError(
+                f"{verb!r} cannot be done in a process that a task has forked; do it in the task itself,"
+                " or start the process with subprocess or multiprocessing's spawn"
+            )
+        main = threading.get_ident() == self._main
+        gate = self._gate
+        if main:
+            self._gate = SHUT
+        box: Box = queue.SimpleQueue()
+        call = next(self._calls)
+        try:
+            self._enter(call, box)
+            self._send((channel.UPCALL, call, verb, payload))
+            answer = None
+            while answer is None:
+                answer = self._wait(box, interruptible=main and gate == OPEN)
+        finally:
+            self._exit(call, box)
+            if main and gate == OPEN:
+                self._gate = OPEN
+                self._interrupt()
+        good, value = answer
+        if good:
+            return value
+        raise errors.from_plain(value)
+
+    def _work(self, execute: Any) -> NoReturn:
+        jobs, words, times, results, finished = (
+            self._jobs,
+            self._cell.words,
+            self._cell.times,
+            self._results,
+            self._finished,
+        )
+        monotonic = time.monotonic
+        unsent, executed, measured = 0.0, 0, 0.0
+        while True:
+            if not jobs:
+                self._await_jobs()
+            sequence, payload = jobs.popleft()
+            start = monotonic()
+            times[STARTED] = start
+            words[CURRENT] = sequence
+            fence()
+            if words[RECALL] >= sequence:
+                self._skip(sequence)
+                continue
+            ending: tuple[Ending, str] | None = None
+            try:
+                self._running = sequence
+                self._gate = OPEN
+                # The parent may have asked between the claim and here, where the handler did nothing.
+                if words[REQUEST] >> 1 == sequence:
+                    self._interrupt()
+                # A call from C: when `execute` returns, its value is in `results` before any bytecode runs, so an
+                # interrupt comes either before the end of the job or, seeing a result, not at all.
+                results.extend(map(execute, (payload,)))
+            except TaskCancelled:
+                ending = Ending.CANCELLED, "cancelled at the edge of the task"
+            except SoftTimeLimitExceeded:
+                ending = Ending.TIMED_OUT, "the soft time limit passed at the edge of the task"
+            except BaseException as error:
+                self._gate = SHUT
+                self._die(error)
+            finally:
+                # Plain stores: no signal handler runs between the end of the try block and the last of them.
+                self._gate = SHUT
+                self._running = 0
+            words[DONE] = sequence
+            end = monotonic()
+            executed += 1
+            unsent += end - start
+            if ending is None:
+                finished.append((sequence, end - start, results.pop()))
+            else:
+                self._flush()
+                self._send((channel.BROKEN, sequence, ending[0].value, ending[1], end - start))
+            if not jobs or unsent >= UNSENT_SECONDS or len(finished) >= UNSENT_JOBS:
+                self._flush()
+                unsent = 0.0
+            retiring = executed == self._max_tasks
+            if self._max_memory and end >= measured + MEMORY_SECONDS:
+                measured = end
+                retiring = retiring or resident_bytes() > self._max_memory
+            if retiring:
+                self._flush()
+                self._send((channel.RETIRING,))
+                leave(0)
+
+    def _skip(self, sequence: int) -> None:
+        """The claimed job is recalled, and those behind it up to the mark."""
+        last = self._cell.words[RECALL]
+        while self._jobs and self._jobs[0][0] <= last:
+            self._jobs.popleft()
+        self._cell.words[DONE] = sequence
+        self._flush()
+        self._send((channel.SKIPPED, sequence, last))
+
+    # --- interrupts -----------------------------------------------------------------------------
+
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        gate = self._gate
+        if gate == SHUT or self._results:
+            return
+        self._gate = SHUT
+        # Another thread, or this one below, may be sending: the parent asks again at its next tick.
+        if self._finished and self._sending.acquire(blocking=False):
+            try:
+                self._flush_locked()
+            finally:
+                self._sending.release()
+        if gate == OPEN:
+            self._gate = OPEN
+        self._interrupt()
+        self._gate = gate
+
+    def _interrupt(self) -> None:
+        """Raise what the parent asks for, once, if it is meant for the running job."""
+        request = self._cell.words[REQUEST]
+        if request != self._answered and request >> 1 == self._running:
+            self._answered = request
+            raise TaskCancelled() if request & 1 else SoftTimeLimitExceeded()
+
+    # --- the socket -----------------------------------------------------------------------------
+
+    def _send(self, frame: tuple[Any, ...]) -> None:
+        data = channel.encode(frame)
+        with self._sending:
+            self._send_locked(data)
+
+    def _send_locked(self, data: bytes) -> None:
+        try:
+            self._sock.sendall(data)
+        except ConnectionError:
+            leave(1)  # the parent is gone, and with it everybody who could use the rest
+
+    def _flush(self) -> None:
+        if self._finished:
+            with self._sending:
+                self._flush_locked()
+
+    def _flush_locked(self) -> None:
+        try:
+            data = channel.encode((channel.DONE, self._finished))
+        except ValueError:
+            data = b"".join(map(_encode_alone, self._finished))
+        self._finished.clear()
+        self._send_locked(data)
+
+    def _await_jobs(self) -> None:
+        self._enter(0, self._idle)
+        while not self._jobs:
+            self._wait(self._idle, interruptible=False)
+        self._exit(0, self._idle)
+
+    def _enter(self, call: int, box: Box) -> None:
+        with self._roles:
+            self._waiting[call] = box
+
+    def _wait(self, box: Box, *, interruptible: bool) -> Any:
+        """Wait until something may have come for ``box``, as the leader or for the leader's word; return it, or None.
+
+        An interrupt may lose what came, but no role: who leads is in ``_leader``, not in a box.
+        """
+        with self._roles:
+            if self._leader is None:
+                self._leader = box
+            lead = self._leader is box
+        if interruptible:
+            self._gate = WAITING
+        if lead:
+            if box.empty():
+                if interruptible:
+                    self._poll.poll()
+                    self._gate = SHUT
+                self._read()
+            if box.empty():
+                return None
+        item = box.get()
+        if interruptible:
+            self._gate = SHUT
+        return item
+
+    def _exit(self, call: int, box: Box) -> None:
+        """Leave the waiting threads; a leader appoints another, who would wait for ever otherwise."""
+        with self._roles:
+            del self._waiting[call]
+            if self._leader is box:
+                self._leader = next((other for other in self._waiting.values() if other.empty()), None)
+                if self._leader is not None:
+                    self._leader.put(None)
+
+    def _read(self) -> None:
+        try:
+            chunk = self._sock.recv(1 << 18)
+        except ConnectionError:
+            chunk = b""
+        if not chunk:
+            leave(0)
+        for kind, *rest in self._decoder.feed(chunk):
+            if kind == channel.JOBS:
+                first, payloads = rest
+                self._jobs.extend(enumerate(payloads, first))
+                with self._roles:
+                    if 0 in self._waiting and self._leader is not self._idle:
+                        self._idle.put(None)
+            else:
+                call, good, value = rest
+                with self._roles:
+                    if call in self._waiting:
+                        self._waiting[call].put((good, value))
+
+    # --- the end --------------------------------------------------------------------------------
+
+    def _fail(self, text: str) -> NoReturn:
+        self._send((channel.FAILED, text))
+        leave(1)
+
+    def _die(self, error: BaseException) -> NoReturn:
+        """The executor let ``error`` through: ``SystemExit``, ``KeyboardInterrupt``, or it is broken itself."""
+        self._flush()
+        if isinstance(error, SystemExit):
+            if isinstance(error.code, str):
+                print(error.code, file=sys.stderr)
+            leave(error.code if isinstance(error.code, int) else int(error.code is not None))
+        traceback.print_exception(error)
+        leave(1)
+
+
+def _encode_alone(done: tuple[int, float, tuple[Any, ...]]) -> bytes:
+    sequence, runtime, _payload = done
+    try:
+        return channel.encode((channel.DONE, [done]))
+    except ValueError as error:
+        detail = f"the executor returned something that is not plain data: {error}"
+        return channel.encode((channel.BROKEN, sequence, Ending.LOST.value, detail, runtime))

@@ -1,0 +1,131 @@
+"""One thread's work, and how it is interrupted exactly.
+
+CPython lets one thread raise an exception in another, but delivers it some bytecodes later, or when a call into C
+returns. An interruption meant for one job must not land in the next, so each job has a window. Only while it is open
+does anybody interrupt; whoever closes it waits for an interrupter that is under way, then withdraws what was not
+delivered. No lock guards this: an interruption may land between any two bytecodes of the window's own code, also just
+after a lock was taken, and would leave it locked.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import ctypes
+import enum
+import threading
+import time
+import traceback
+from typing import Any
+
+from attrs import define
+
+from umbel.errors import TaskCancelled
+from umbel.model import Completion, Ending, Job
+from umbel.ports.pool import Executor
+
+# A prototype of our own: setting argtypes on the function that ctypes.pythonapi shares would change it for everybody.
+_raise_in_thread = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_ulong, ctypes.py_object)(
+    ("PyThreadState_SetAsyncExc", ctypes.pythonapi)
+)
+_NOTHING: ctypes.py_object[type[BaseException]] = ctypes.py_object()
+"""A null pointer: withdraws what is pending."""
+
+
+class Window(enum.Enum):
+    """Whether a job may be interrupted. It only ever moves on."""
+
+    AHEAD = enum.auto()
+    OPEN = enum.auto()
+    CLOSED = enum.auto()
+
+
+@define(eq=False)
+class Run:
+    """One job in one thread: the mutable record of its execution."""
+
+    job: Job
+    window: Window = Window.AHEAD
+    cancelled: bool = False
+    """Written before ``window`` is read by who cancels; read after ``window`` is opened by who runs: one of them sees."""
+    interrupted: bool = False
+    begun: bool = False
+    payload: Any = None
+    error: BaseException | None = None
+    runtime: float = 0.0
+
+    def completion(self) -> Completion:
+        """How it ended. A payload is a payload, even if an interruption came too late to matter."""
+        ending, detail = Ending.DONE, ""
+        if not self.begun:
+            ending = Ending.RETURNED
+        elif self.payload is None:
+            interrupted = self.cancelled and isinstance(self.error, TaskCancelled)
+            ending = Ending.CANCELLED if interrupted else Ending.LOST
+            detail = "the executor returned None" if self.error is None else _in_one_line(self.error)
+        return Completion(job_id=self.job.id, ending=ending, payload=self.payload, detail=detail, runtime=self.runtime)
+
+
+def _in_one_line(error: BaseException) -> str:
+    """Type and text; never raises, although ``str(error)`` may."""
+    return traceback.format_exception_only(error)[-1].strip()
+
+
+class Slot:
+    """One thread and the job it has."""
+
+    def __init__(self) -> None:
+        self.thread: threading.Thread | None = None
+        self.run: Run | None = None
+        """What it took last; set under the pool's lock."""
+        self.upcall: concurrent.futures.Future[Any] | None = None
+        """What the running job waits for."""
+        self._ident = 0
+        self._interrupting = False
+
+    def work(self, run: Run, executor: Executor) -> None:
+        """Run one job to its end, on this slot's thread. Raises nothing, whatever the job does.
+
+        A job is interrupted twice at most, by its soft limit and by a cancel, and either may land while the window is
+        being closed: hence three layers, the last of which nothing can reach.
+        """
+        self._ident = threading.get_ident()
+        self.upcall = None
+        started = time.monotonic()
+        try:
+            try:
+                try:
+                    run.window = Window.OPEN
+                    if run.cancelled:
+                        raise TaskCancelled
+                    run.begun = True
+                    run.payload = executor.execute(run.job.payload)
+                finally:
+                    self._close(run)
+            except BaseException as error:
+                self._close(run)
+                run.error = error
+        except BaseException as error:
+            self._close(run)
+            run.error = error
+        run.runtime = time.monotonic() - started
+
+    def _close(self, run: Run) -> None:
+        run.window = Window.CLOSED
+        while self._interrupting:
+            time.sleep(0)
+        if run.interrupted:
+            _raise_in_thread(self._ident, _NOTHING)
+
+    def interrupt(self, run: Run, exception: type[BaseException]) -> Window:
+        """Raise ``exception`` in ``run`` if its window is open; return how the window was. On the I/O loop only."""
+        self._interrupting = True
+        try:
+            window = run.window
+            if window is Window.OPEN:
+                run.interrupted = True
+                _raise_in_thread(self._ident, exception)
+                if (upcall := self.upcall) is not None:
+                    upcall.cancel()
+            return window
+        finally:
+            self._interrupting = False
