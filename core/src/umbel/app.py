@@ -272,16 +272,16 @@ class Umbel:
         ``TypeError`` for an option that does not exist.
         """
 
+        handlers: dict[str, Callable[..., Any]] = {
+            handler: options.pop(handler) for handler in ("on_success", "on_failure", "on_retry") if handler in options
+        }
+        known = [a.name for a in attrs.fields(TaskOptions)]
+        if unknown := options.keys() - set(known):
+            raise TypeError(
+                f"a task has no option {sorted(unknown)}; its options are: name, bind, base, {', '.join(known)}"
+            )
+
         def declare(function: Callable[..., Any]) -> Task[..., Any]:
-            handlers: dict[str, Callable[..., Any]] = {
-                handler: options.pop(handler)
-                for handler in ("on_success", "on_failure", "on_retry")
-                if handler in options
-            }
-            unknown = options.keys() - {a.name for a in attrs.fields(TaskOptions)}
-            if unknown:
-                known = ", ".join(a.name for a in attrs.fields(TaskOptions))
-                raise TypeError(f"a task has no option {sorted(unknown)}; its options are: name, bind, base, {known}")
             task = (base or (AsyncTask if inspect.iscoroutinefunction(function) else Task))(
                 self,
                 function,

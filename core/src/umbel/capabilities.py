@@ -34,6 +34,8 @@ class TransportCapabilities:
     """``renew(…, starting=True)`` records durably that work begins, so that a crash is blamed on the right task."""
     broadcast: bool = False
     """The driver is a ``Broadcaster`` too."""
+    blocking_publish: bool = False
+    """The driver is a ``BlockingPublisher`` too."""
     max_message_size: int | None = None
     """Largest body in bytes; None: not limited by the driver."""
 

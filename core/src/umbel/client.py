@@ -17,6 +17,8 @@ from umbel.task import CallOptions, Request, current_request
 if TYPE_CHECKING:
     from umbel.app import Umbel
 
+_CALL_OPTIONS = frozenset(CallOptions.__annotations__)
+
 _SMALL_BODY = 2048
 """Bytes below which plain ``repr`` of the arguments is quicker than a bounded one (2 µs against 15 µs)."""
 
@@ -42,6 +44,8 @@ class Client:
         """The message of one call. Pure but for the clock and the id. Raises ``EncodeError``, ``TypeError``, ``ValueError``."""
         if not isinstance(args, Sequence) or isinstance(args, (str, bytes)):
             raise TypeError(f"the arguments of a task are a list or tuple, not {type(args).__name__}")
+        if unknown := call.keys() - _CALL_OPTIONS:
+            raise TypeError(f"a call has no option {', '.join(map(repr, sorted(unknown)))}; see umbel.task.CallOptions")
         now = self._app.clock.time()
         parent = current_request()
         eta = _due(call, now)

@@ -84,7 +84,9 @@ def locate(app: Umbel) -> str:
     Raises ``UmbelError`` where it hangs in no module.
     """
     if app.reference is None:
-        for module_name, module in list(sys.modules.items()):
+        # A script may have imported the app from its own module: that module comes first.
+        modules = sorted(sys.modules.items(), key=lambda item: item[0] in MAIN_MODULES)
+        for module_name, module in modules:
             for attribute, value in list(vars(module).items()) if module else ():
                 if value is app and (file := getattr(module, "__file__", None)):
                     where = str(Path(file).resolve()) if module_name in MAIN_MODULES else module_name

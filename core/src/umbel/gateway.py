@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from umbel.errors import BrokerUnavailable, NotSupported, PublishError, ResultTi
 from umbel.model import Message, Result
 from umbel.ports.pool import Upcall
 from umbel.ports.result_store import ResultStore
-from umbel.ports.transport import Transport
+from umbel.ports.transport import BlockingPublisher, Transport
 from umbel.runtime import LoopThread
 
 
@@ -71,37 +72,48 @@ class LocalGateway(Gateway):
         self._make_store = make_store
         self._transport: Transport | None = None
         self._store: ResultStore | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+        self._lock = threading.Lock()
 
-    # --- components, on the I/O loop ---
+    # --- components: made on any thread, used on the I/O loop ---
 
     @property
     def transport(self) -> Transport:
         """The present transport."""
-        if self._transport is None:
-            self._transport = self._make_transport()
-        return self._transport
+        if (transport := self._transport) is not None:
+            return transport
+        with self._lock:
+            if self._transport is None:
+                self._transport = self._make_transport()
+            return self._transport
 
     @property
     def store(self) -> ResultStore:
         """The result store. Raises ``NotSupported`` where there is none."""
-        if self._store is None:
-            if self._make_store is None:
-                raise NotSupported('there is no result store: [results] url is "disabled"')
-            self._store = self._make_store()
-        return self._store
+        if (store := self._store) is not None:
+            return store
+        if self._make_store is None:
+            raise NotSupported('there is no result store: [results] url is "disabled"')
+        with self._lock:
+            if self._store is None:
+                self._store = self._make_store()
+            return self._store
 
     @property
     def has_store(self) -> bool:
         return self._make_store is not None
 
     async def replace_transport(self, broken: Transport) -> None:
-        """Throw a broken session away whole; the next use builds a new one. One of many callers does it."""
+        """Throw a broken session away whole; the next use builds a new one. One of many callers does it.
+
+        A session that does not close at once closes in the background: nobody's deadline waits for it.
+        """
         if self._transport is broken:
             self._transport = None
-            try:
-                await broken.close()
-            except Exception:  # it is broken: closing it may fail in any way, and there is nothing left to save
-                return
+            closing = asyncio.create_task(_close(broken), name="umbel-close")
+            self._closing.add(closing)  # the loop keeps only weak references
+            closing.add_done_callback(self._closing.discard)
+            await asyncio.wait([closing], timeout=0.1)
 
     async def close_components(self) -> None:
         """Close transport and store."""
@@ -114,7 +126,7 @@ class LocalGateway(Gateway):
 
     def close(self) -> None:
         """Close everything and end the loop. Blocks for some seconds at most."""
-        if self.runtime.running:
+        if self.runtime.running or self._transport is not None:  # a blocking publisher needs no loop until now
             try:
                 self.runtime.call(self.close_components(), timeout=5)
             finally:
@@ -164,6 +176,15 @@ class LocalGateway(Gateway):
     # --- the two forms ---
 
     def publish(self, messages: Sequence[Message], timeout: float) -> None:
+        transport = self.transport
+        if isinstance(transport, BlockingPublisher) and transport.capabilities.blocking_publish:
+            deadline = time.monotonic() + timeout
+            try:
+                transport.publish_blocking(messages, timeout=timeout)
+                return
+            except BrokerUnavailable:
+                if (timeout := deadline - time.monotonic()) <= 0.05:
+                    raise
         self.runtime.call(self.do_publish(messages, timeout))
 
     def get(self, task_ids: Sequence[str]) -> Mapping[str, Result]:
@@ -209,6 +230,13 @@ class LocalGateway(Gateway):
                 await self.do_forget(payload)
                 return None
         raise PublishError(f"a child asked for {verb!r}, which this worker does not know")
+
+
+async def _close(broken: Transport) -> None:
+    try:
+        await broken.close()
+    except Exception:  # it is broken: closing it may fail in any way, and there is nothing left to save
+        return
 
 
 class UplinkGateway(Gateway):

@@ -60,13 +60,13 @@ class Message:
         """The message as plain data, for a pipe between processes of one version."""
         return (
             self.queue,
-            dict(self.headers),
+            self.headers if type(self.headers) is dict else dict(self.headers),
             self.body,
             self.content_type,
             self.content_encoding,
             self.priority,
             self.due,
-            dict(self.properties),
+            self.properties if type(self.properties) is dict else dict(self.properties),
         )
 
     @classmethod

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextvars import ContextVar
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property, update_wrapper
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypedDict, TypeVar, Unpack
 
@@ -299,7 +298,7 @@ class Task(Generic[P, R]):
         if request.called_directly and exc is not None:
             raise exc
         if eta is not None:
-            countdown = eta.timestamp() - time.time()
+            countdown = (eta if eta.tzinfo else eta.replace(tzinfo=UTC)).timestamp() - self.app.clock.time()
         delay = self.options.retry_delay if countdown is None else countdown
         raise Retry(max(0.0, delay), exc) from exc
 

@@ -242,7 +242,7 @@ def test_each_source_wins_over_those_before_it(home: Path, highest: int) -> None
 
 def test_environment_values(home: Path) -> None:
     environ = {
-        "UMBEL_APP": "123",
+        "UMBEL_APP": "shop",
         "UMBEL_IMPORTS": "shop.tasks, shop.mail",
         "UMBEL_WORKER__QUEUES": '["a,b", "ü"]',
         "UMBEL_CODEC__ACCEPT": "json",
@@ -262,8 +262,10 @@ def test_environment_values(home: Path) -> None:
         "UMBEL_CONFIG": "",
         "UMBEL_DEBUG": "1",
     }
-    environ["UMBEL_APP"] = "shop"
-    settings = read(home, environ).settings
+    loaded = read(home, environ)
+    settings = loaded.settings
+    for key in ("results.options.db", "schedules.night.every"):
+        assert loaded.provenance[key].startswith("environment UMBEL_")
     assert settings.app == "shop"
     assert settings.imports == ("shop.tasks", "shop.mail")
     assert settings.worker.queues == ("a,b", "ü")

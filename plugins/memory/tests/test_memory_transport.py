@@ -6,8 +6,8 @@ import asyncio
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -21,6 +21,15 @@ from umbel_memory import transport as transport_module
 from umbel_memory.transport import MemoryTransport
 
 DAY = 86_400.0
+
+
+QUIET = transport_module.QUIET
+
+
+@pytest.fixture(autouse=True)
+def no_rescue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A consumer that misses its wake-up must not be saved by the next empty batch."""
+    monkeypatch.setattr(transport_module, "QUIET", 3600.0)
 
 
 class Bench:
@@ -63,16 +72,9 @@ async def take(transport: MemoryTransport, *queues: str, limit: int = 100, lease
         return await anext(batches)
 
 
-@asynccontextmanager
-async def nothing_to_take(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
-    monkeypatch.setattr(transport_module, "QUIET", 0.0)
-    yield
-    monkeypatch.undo()
-
-
 async def take_none(transport: MemoryTransport, monkeypatch: pytest.MonkeyPatch, *queues: str) -> None:
-    async with nothing_to_take(monkeypatch):
-        assert ids(await take(transport, *queues)) == []
+    monkeypatch.setattr(transport_module, "QUIET", 0.0)
+    assert ids(await take(transport, *queues)) == []
 
 
 def ids(deliveries: Sequence[Delivery]) -> list[str]:
@@ -430,7 +432,7 @@ def test_names_share_and_separate() -> None:
 
 
 def test_quiet_consumers_yield_empty_batches_with_and_without_credit(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert transport_module.QUIET < 5
+    assert QUIET < 5
     monkeypatch.setattr(transport_module, "QUIET", 0.01)
 
     async def test(bench: Bench) -> None:

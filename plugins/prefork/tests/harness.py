@@ -14,7 +14,6 @@ from typing import Any
 
 from umbel.model import Completion, Job
 from umbel.ports.pool import ExecutorFactory, PoolContext
-
 from umbel_prefork.pool import PreforkPool
 
 HERE = str(Path(__file__).parent)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from harness import HERE, alive, children_of, eventually, rig
+
 from umbel.errors import UmbelError
 from umbel.model import Ending
 
@@ -287,8 +288,9 @@ def test_every_job_ends_once_and_nothing_stalls_or_leaks_under_random_deaths() -
     asyncio.run(main())
 
 
-def test_a_stopped_child_is_replaced() -> None:
+def test_a_child_that_does_not_take_up_its_work_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
+        monkeypatch.setattr("umbel_prefork.pool.EXIT_SECONDS", 0.5)
         async with rig(1) as r:
             os.kill(r.pids[0], signal.SIGSTOP)
             job = r.submit("echo", 1, time_limit=1.0)
@@ -333,9 +335,7 @@ asyncio.run(main())
 
 
 def test_nothing_outlives_a_killed_worker() -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", WORKER], cwd=HERE, stdout=subprocess.PIPE, text=True
-    ) as worker:
+    with subprocess.Popen([sys.executable, "-c", WORKER], cwd=HERE, stdout=subprocess.PIPE, text=True) as worker:
         assert worker.stdout is not None
         pids = [int(pid) for pid in worker.stdout.readline().split()]
         assert len(pids) == 3
@@ -361,8 +361,10 @@ def test_stop_waits_then_cancels_and_leaves_nothing_behind() -> None:
             await asyncio.sleep(0.05)
             waiting = [r.submit("echo", n) for n in range(5)]
             pids = [*r.pids, r.pool.stats()["fork-server"]]
-            await r.pool.stop(timeout=0.6)
+            stopping = asyncio.create_task(r.pool.stop(timeout=0.6))
+            await asyncio.sleep(0.05)
             late = r.submit("echo", 9)
+            await stopping
             assert (await r.end(short)).ending is Ending.DONE
             assert (await r.end(long)).ending is Ending.CANCELLED
             for job in [*waiting, late]:

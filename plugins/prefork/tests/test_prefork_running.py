@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from harness import alive, eventually, rig
+
 from umbel.errors import UmbelError
 from umbel.model import Ending
 

@@ -96,7 +96,7 @@ def test_credit_bounds_what_is_out_even_for_two_consumers(transport: Any, messag
     async def main() -> None:
         async with transport() as t:
             await t.publish([message(str(i)) for i in range(20)], timeout=5)
-            credit, got = Credit(3), []
+            credit, got, full = Credit(3), [], asyncio.Event()
 
             async def consume() -> None:
                 async for batch in t.consume(["q"], credit=credit, lease=30):
@@ -105,10 +105,11 @@ def test_credit_bounds_what_is_out_even_for_two_consumers(transport: Any, messag
                     await asyncio.sleep(0)
                     await t.settle([end(d) for d in batch])
                     credit.give(len(batch))
+                    if len(got) == 20:
+                        full.set()
 
             consumers = [asyncio.create_task(consume()) for _ in range(2)]
-            while len(got) < 20:
-                await asyncio.sleep(0.01)
+            await full.wait()
             for task in consumers:
                 task.cancel()
             await asyncio.gather(*consumers, return_exceptions=True)

@@ -275,24 +275,20 @@ def test_an_interruption_never_hits_another_job(tasks: ModuleType) -> None:
 
     async def test(bench: Bench) -> None:
         chance = random.Random(7)
-        hits = {Ending.DONE: 0, Ending.CANCELLED: 0, Ending.RETURNED: 0, Ending.LOST: 0}
+        cancelled = 0
         for turn in range(1500):
-            payload = ("count", chance.randrange(2000))
             limited = {"soft_time_limit": 0.00005} if turn % 3 == 0 else {}
-            (target,) = bench.submit(payload, **limited)
+            (target,) = bench.submit(("count", chance.randrange(2000)), **limited)
             bystanders = bench.submit(*[("count", 300)] * 3)
             for _ in range(chance.randrange(4)):
                 await asyncio.sleep(0)
-            await bench.pool.cancel(target, force=False)
+            cancelled += await bench.pool.cancel(target, force=False)
             completion = await bench.end(target)
-            hits[completion.ending] += 1
             if completion.ending is Ending.LOST:
                 assert completion.detail == "umbel.errors.SoftTimeLimitExceeded"
             for job_id in bystanders:
                 assert (await bench.end(job_id)).payload == ("counted", 44850)
-
-        assert hits[Ending.CANCELLED] > 0, hits
-        assert hits[Ending.DONE] > 0, hits
+        assert cancelled > 0
 
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)

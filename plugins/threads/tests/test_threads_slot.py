@@ -114,7 +114,7 @@ def test_what_was_asked_for_and_not_delivered_is_withdrawn() -> None:
 
     class Late(Slot):
         _as_parameter_ = 0
-        _interrupting: Any = property(partial(ask, ident, TaskCancelled), lambda self, value: None)  # type: ignore[assignment]
+        _interrupting: Any = property(partial(ask, ident, TaskCancelled), lambda self, value: None)
 
     run = Run(Job(id=1, task="t", payload=(10,)), interrupted=True)
     Late().work(run, Counts())

@@ -61,11 +61,16 @@ class Failure(click.ClickException):
     def __init__(self, error: UmbelError) -> None:
         super().__init__(str(error))
         self.lines = sentences(error)
-        self.exit_code = 2 if isinstance(error, SettingsError) else 1
 
     def show(self, file: IO[Any] | None = None) -> None:
         for line in self.lines:
             click.echo(f"Error: {line}", file=file or sys.stderr)
+
+
+class WrongSettings(Failure):
+    """Settings that cannot be used are wrong usage."""
+
+    exit_code = 2
 
 
 class Root(click.Group):
@@ -116,7 +121,7 @@ class Root(click.Group):
         except UmbelError as error:
             if os.environ.get("UMBEL_DEBUG") == "1":
                 raise
-            raise Failure(error) from error
+            raise (WrongSettings if isinstance(error, SettingsError) else Failure)(error) from error
 
 
 def _installed() -> Sequence[Any]:
@@ -155,6 +160,6 @@ def _load(entry_points: Sequence[Any]) -> click.Command:
 def root(ctx: click.Context) -> None:
     """Umbel: a distributed task queue."""
     if ctx.invoked_subcommand is None:
-        lines = root._lines()  # type: ignore[attr-defined]  # a Root, says the decorator
+        lines = root._lines()
         width = max(map(len, lines))
         click.echo(_TEACHING.format(commands="\n".join(f"  {name:{width}}  {line}" for name, line in lines.items())))

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, tzinfo
+from itertools import pairwise
 from typing import Any
 
 import click
@@ -74,13 +76,11 @@ def age(seconds: float | None) -> str:
     """A duration in its two largest units: "3m 20s"."""
     if seconds is None:
         return "-"
-    rest = max(0, int(seconds))
-    parts = []
-    for unit, length in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
-        number, rest = divmod(rest, length)
-        if number or unit == "s":
-            parts.append(f"{number}{unit}")
-    return " ".join(parts[:2] if len(parts) < 3 or parts[1][0] != "0" else parts[:1])
+    whole = max(0, int(seconds))
+    for (unit, length), (below, shorter) in pairwise((("d", 86400), ("h", 3600), ("m", 60), ("s", 1))):
+        if whole >= length:
+            return f"{whole // length}{unit} {whole % length // shorter}{below}"
+    return f"{whole}s"
 
 
 def moment(timestamp: object, zone: tzinfo) -> str:
@@ -94,7 +94,7 @@ def moment(timestamp: object, zone: tzinfo) -> str:
 
 
 def count(number: int, thing: str) -> str:
-    """"1 message", "2 messages"."""
+    """The number and the thing: "1 message", "2 messages"."""
     return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
@@ -102,6 +102,6 @@ def confirm(question: str, *, yes: bool) -> None:
     """Ask before something is deleted. Raises ``click.Abort`` after a no, ``click.UsageError`` where nobody can answer."""
     if yes:
         return
-    if not click.get_text_stream("stdin").isatty():
+    if not sys.stdin.isatty():
         raise click.UsageError(f"{question} Nobody can be asked here: give --yes.")
     click.confirm(question, abort=True)

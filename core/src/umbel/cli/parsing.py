@@ -23,24 +23,15 @@ def _no_constant(word: str) -> Any:
     raise ValueError(f"{word} is not JSON")
 
 
-class Duration(click.ParamType[float]):
-    """Seconds, or "500ms", "30s", "5m", "1h", "1d"."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, int | float):
-            return float(value)
+def duration(text: str) -> float:
+    """Seconds of "30", "500ms", "30s", "5m", "1h", "1d". Raises ``click.BadParameter``."""
+    try:
+        seconds = float(text)
+    except ValueError:
         try:
-            seconds = float(value)
-        except ValueError:
-            try:
-                return parse_seconds(value)
-            except ValueError as error:
-                self.fail(f"{value!r} {error}, or a number of seconds", param, ctx)
-        if not 0 <= seconds < math.inf:
-            self.fail(f"{value!r} must not be negative or endless", param, ctx)
-        return seconds
-
-
-DURATION = Duration()
+            return parse_seconds(text)
+        except ValueError as error:
+            raise click.BadParameter(f"{text!r} {error}, or a number of seconds") from None
+    if not 0 <= seconds < math.inf:
+        raise click.BadParameter(f"{text!r} must not be negative or endless")
+    return seconds

@@ -146,16 +146,21 @@ def _set_values(ctx: click.Context, param: click.Parameter, values: tuple[str, .
         ctx.ensure_object(Session).overrides[key.strip()] = value.strip()
 
 
-class Command(click.Command):
-    """A command after which the options of ``umbel`` itself may stand too."""
-
+class _WithSharedOptions(click.Command):
     def __init__(self, *arguments: Any, **more: Any) -> None:
+        more.setdefault(
+            "epilog", "-A, --config, --broker, --results and -o may stand here as well as before the command."
+        )
         super().__init__(*arguments, **more)
         self.params = [*self.params, *shared_options(hidden=True)]
 
 
-class Group(click.Group):
-    """A command with commands of its own."""
+class Command(_WithSharedOptions):
+    """A command after which the options of ``umbel`` itself may stand too."""
+
+
+class Group(_WithSharedOptions, click.Group):
+    """A command with commands of its own, likewise."""
 
     command_class = Command
 

@@ -8,6 +8,7 @@ import os
 import secrets
 import signal
 import socket
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Coroutine, Sequence
@@ -15,6 +16,7 @@ from contextlib import AsyncExitStack
 from types import FrameType
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from umbel.app import MAIN_MODULES
 from umbel.errors import BrokerUnavailable, NotSupported, PluginError, SettingsError, UmbelError
 from umbel.finding import locate
 from umbel.gateway import LocalGateway
@@ -112,6 +114,10 @@ class Worker:
 
     def __init__(self, app: Umbel) -> None:
         """Make every component; nothing is connected yet. Raises ``SettingsError``, ``PluginError``, ``NotSupported``."""
+        if MAIN_MODULES[1] in sys.modules:
+            raise UmbelError(
+                "this script starts a worker when a child imports it: start it under `if __name__ == \"__main__\":`"
+            )
         self.app = app
         self.settings = app.settings
         app.load_tasks()
@@ -132,7 +138,7 @@ class Worker:
         self.pool_started = threading.Event()
         self.failure: BaseException | None = None
         self._tasks: set[asyncio.Future[object]] = set()
-        self._check_limits()
+        self._check_settings()
 
     # --- life ---
 
@@ -253,8 +259,15 @@ class Worker:
             start_timeout=chosen.start_timeout,
         )
 
-    def _check_limits(self) -> None:
-        """Refuse at start what the pool cannot keep, in one sentence that names the setting."""
+    def _check_settings(self) -> None:
+        """Refuse at start what cannot be kept, in one sentence that names the setting."""
+        codec = self.settings.codec
+        if codec.serializer not in codec.accept:
+            raise SettingsError(
+                [f'[codec] serializer is {codec.serializer!r}, which [codec] accept refuses: add it to accept = {list(codec.accept)}']
+            )
+        if self.settings.schedules:
+            logger.warning("[schedules] is read and checked, but no scheduler is installed: nothing is sent on time")
         able = self.pool.capabilities
         wanted = (
             ("time_limit", able.hard_limit),

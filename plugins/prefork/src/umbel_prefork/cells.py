@@ -1,6 +1,6 @@
-"""What the parent and one child know of each other without a system call: 64 shared bytes.
+"""What the parent and one child know of each other without a system call: shared memory.
 
-Every word has one writer, is eight bytes wide and aligned, and is copied whole by ``memoryview``: no word is ever torn.
+First 64 bytes of words, then the frames that the child has not sent yet, which so survive its death. Every word has one writer, is eight bytes wide and aligned, and is copied whole by ``memoryview``: no word is ever torn.
 Jobs are named by their *sequence number* in the child (1, 2, …), which only ascends, also when a job that was taken
 back from one child goes to another.
 """
@@ -15,7 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-SIZE: Final = 64
+KEEP: Final = 1 << 15
+"""Bytes of frames that a child can keep back."""
+_SIZE: Final = 64 + KEEP
 
 CURRENT: Final = 0
 """Child: the job it claimed last. Never cleared; it runs or is about to, unless ``DONE`` says the same number."""
@@ -27,6 +29,8 @@ RECALL: Final = 3
 """Parent: start no job up to this number."""
 REQUEST: Final = 4
 """Parent: twice the number of the job to interrupt, plus one to cancel it rather than tell of its soft limit."""
+KEPT: Final = 5
+"""Child: how many bytes of frames it has kept back."""
 
 _FENCE = threading.Lock()
 
@@ -50,7 +54,7 @@ def shared_cell() -> Iterator[tuple[int, Cell]]:
         with tempfile.TemporaryFile() as file:
             fd = os.dup(file.fileno())
     try:
-        os.ftruncate(fd, SIZE)
+        os.ftruncate(fd, _SIZE)
         yield fd, Cell(fd)
     finally:
         os.close(fd)
@@ -60,10 +64,11 @@ class Cell:
     """The shared words, mapped into this process."""
 
     def __init__(self, fd: int) -> None:
-        self._map = mmap.mmap(fd, SIZE)
+        self._map = mmap.mmap(fd, _SIZE)
         self._view = memoryview(self._map)
-        self.words = self._view.cast("Q")
-        self.times = self._view.cast("d")
+        self.words = self._view[:64].cast("Q")
+        self.times = self._view[:64].cast("d")
+        self.kept = self._view[64:]
 
     @property
     def running(self) -> int:
@@ -84,7 +89,6 @@ class Cell:
 
     def close(self) -> None:
         """Unmap."""
-        self.times.release()
-        self.words.release()
-        self._view.release()
+        for view in (self.words, self.times, self.kept, self._view):
+            view.release()
         self._map.close()

@@ -24,17 +24,14 @@ REPLY: Final = 2
 READY: Final = 3
 FAILED: Final = 4
 """``traceback``: the child (or the fork server) cannot start."""
-DONE: Final = 5
-"""``[(sequence, runtime, payload), …]``: the executor returned."""
-BROKEN: Final = 6
-"""``sequence, ending, detail, runtime``: the executor did not return, and the child lives."""
-SKIPPED: Final = 7
-"""``first, last``: none of these was or will be started."""
-UPCALL: Final = 8
+ENDED: Final = 5
+"""``sequence, runtime, payload, None | (ending, detail)``: what the executor returned, or how else the job ended. One
+that the child found recalled ends as RETURNED; the parent has taken it back already or, if it could not tell, learns it
+from this."""
+RETIRING: Final = 6
+"""``""``: everything is reported; no other job will be started."""
+UPCALL: Final = 7
 """``call, verb, payload``"""
-RETIRING: Final = 9
-"""Everything is reported; no other job will be started."""
-
 # Between the parent and the fork server. A child has a number that is never used twice.
 BEGIN: Final = 20
 """``target, arguments, max tasks, max memory``: what every child will run."""
@@ -48,7 +45,10 @@ EXITED: Final = 24
 """``number, exit code`` (negative: the signal), or text where it could not be forked."""
 
 
-def encode(frame: tuple[Any, ...]) -> bytes:
+Frame = tuple[Any, ...]
+
+
+def encode(frame: Frame) -> bytes:
     """The bytes of a frame. Raises ``ValueError`` where a value is not plain data."""
     body = marshal.dumps(frame)
     return _LENGTH.pack(len(body)) + body
@@ -60,7 +60,7 @@ class Decoder:
     def __init__(self) -> None:
         self._rest = bytearray()
 
-    def feed(self, chunk: bytes) -> Sequence[tuple[Any, ...]]:
+    def feed(self, chunk: bytes | memoryview) -> Sequence[Frame]:
         """The frames that ``chunk`` completes."""
         rest = self._rest
         rest += chunk
@@ -84,15 +84,15 @@ class Channel:
     def __init__(
         self,
         sock: socket.socket,
-        on_frame: Callable[[tuple[Any, ...]], None],
+        on_frames: Callable[[Sequence[Frame]], None],
         on_end: Callable[[], None],
     ) -> None:
-        """Calls ``on_frame`` for each frame in order, and ``on_end`` once when the other side has closed."""
+        """Calls ``on_frames`` with what has come, in order, and ``on_end`` once when the other side has closed."""
         sock.setblocking(False)
         self.open = True
         """The other side has not closed."""
         self._sock = sock
-        self._on_frame = on_frame
+        self._on_frames = on_frames
         self._on_end = on_end
         self._decoder = Decoder()
         self._unsent = bytearray()
@@ -110,11 +110,13 @@ class Channel:
         self._unsent += data
 
     def send_fds(self, data: bytes, fds: Sequence[int]) -> bool:
-        """Send a small frame with file descriptors at once; False if there is no room or nobody to read it."""
+        """Send a small frame with file descriptors at once; False if there is no room. To a dead process as ``send``."""
         try:
             return not self._unsent and socket.send_fds(self._sock, [data], fds) == len(data)
-        except OSError:
+        except BlockingIOError:
             return False
+        except OSError:
+            return True
 
     def drain(self) -> None:
         """Deliver all that a dead process has sent."""
@@ -158,8 +160,7 @@ class Channel:
         except ConnectionError:
             chunk = b""  # it closed with unread frames in its buffer
         if chunk:
-            for frame in self._decoder.feed(chunk):
-                self._on_frame(frame)
+            self._on_frames(self._decoder.feed(chunk))
             return True
         self._loop.remove_reader(self._sock)
         self.open = False

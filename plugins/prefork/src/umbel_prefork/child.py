@@ -26,15 +26,18 @@ from typing import Any, Final, NoReturn
 from umbel.errors import SoftTimeLimitExceeded, TaskCancelled, UmbelError
 from umbel.model import Ending
 from umbel.ports.pool import ExecutorFactory
-
 from umbel_prefork import channel, errors
-from umbel_prefork.cells import CURRENT, DONE, RECALL, REQUEST, STARTED, Cell, fence
+from umbel_prefork.cells import CURRENT, DONE, KEEP, KEPT, RECALL, REQUEST, STARTED, Cell, fence
 
 UNSENT_SECONDS: Final = 0.001
 UNSENT_JOBS: Final = 32
 """Ends of jobs wait for each other while more jobs are at hand, up to this much work and this many."""
 MEMORY_SECONDS: Final = 0.01
 """How often memory is looked at, at most."""
+
+CANCELLED: Final = (Ending.CANCELLED.value, "cancelled at the edge of the task")
+TIMED_OUT: Final = (Ending.TIMED_OUT.value, "the soft time limit passed at the edge of the task")
+RETURNED: Final = (Ending.RETURNED.value, "")
 
 SHUT, OPEN, WAITING = 0, 1, 2
 """The gate: an interrupt may not come; may come; may come, and then shuts the gate for the cleaning up."""
@@ -77,7 +80,6 @@ class Child:
         self._max_memory = max_memory or 0
         self._decoder = channel.Decoder()
         self._jobs: deque[tuple[int, tuple[Any, ...]]] = deque()
-        self._finished: list[tuple[int, float, tuple[Any, ...]]] = []
         self._results: list[tuple[Any, ...]] = []
         self._gate = SHUT
         self._running = 0
@@ -136,27 +138,24 @@ class Child:
         raise errors.from_plain(value)
 
     def _work(self, execute: Any) -> NoReturn:
-        jobs, words, times, results, finished = (
-            self._jobs,
-            self._cell.words,
-            self._cell.times,
-            self._results,
-            self._finished,
-        )
-        monotonic = time.monotonic
-        unsent, executed, measured = 0.0, 0, 0.0
+        jobs, results = self._jobs, self._results
+        words, times, monotonic = self._cell.words, self._cell.times, time.monotonic
+        unsent, kept, executed, measured = 0.0, 0, 0, 0.0
         while True:
             if not jobs:
+                self._flush()
+                unsent, kept = 0.0, 0
                 self._await_jobs()
             sequence, payload = jobs.popleft()
             start = monotonic()
             times[STARTED] = start
             words[CURRENT] = sequence
             fence()
+            other: tuple[str, str] | None = None
             if words[RECALL] >= sequence:
-                self._skip(sequence)
+                self._keep(sequence, 0.0, None, RETURNED)
+                words[DONE] = sequence
                 continue
-            ending: tuple[Ending, str] | None = None
             try:
                 self._running = sequence
                 self._gate = OPEN
@@ -167,45 +166,34 @@ class Child:
                 # interrupt comes either before the end of the job or, seeing a result, not at all.
                 results.extend(map(execute, (payload,)))
             except TaskCancelled:
-                ending = Ending.CANCELLED, "cancelled at the edge of the task"
+                other = CANCELLED
             except SoftTimeLimitExceeded:
-                ending = Ending.TIMED_OUT, "the soft time limit passed at the edge of the task"
+                other = TIMED_OUT
             except BaseException as error:
                 self._gate = SHUT
                 self._die(error)
             finally:
-                # Plain stores: no signal handler runs between the end of the try block and the last of them.
+                # Plain stores, here and in the two clauses above: no signal handler runs until the last is done.
                 self._gate = SHUT
                 self._running = 0
-            words[DONE] = sequence
             end = monotonic()
+            # Kept before it is done: a job that died in between counts as running, and none is ever both.
+            self._keep(sequence, end - start, results.pop() if other is None else None, other)
+            words[DONE] = sequence
             executed += 1
+            kept += 1
             unsent += end - start
-            if ending is None:
-                finished.append((sequence, end - start, results.pop()))
-            else:
+            if unsent >= UNSENT_SECONDS or kept >= UNSENT_JOBS:
                 self._flush()
-                self._send((channel.BROKEN, sequence, ending[0].value, ending[1], end - start))
-            if not jobs or unsent >= UNSENT_SECONDS or len(finished) >= UNSENT_JOBS:
-                self._flush()
-                unsent = 0.0
+                unsent, kept = 0.0, 0
             retiring = executed == self._max_tasks
             if self._max_memory and end >= measured + MEMORY_SECONDS:
                 measured = end
                 retiring = retiring or resident_bytes() > self._max_memory
             if retiring:
                 self._flush()
-                self._send((channel.RETIRING,))
+                self._send((channel.RETIRING, ""))
                 leave(0)
-
-    def _skip(self, sequence: int) -> None:
-        """The claimed job is recalled, and those behind it up to the mark."""
-        last = self._cell.words[RECALL]
-        while self._jobs and self._jobs[0][0] <= last:
-            self._jobs.popleft()
-        self._cell.words[DONE] = sequence
-        self._flush()
-        self._send((channel.SKIPPED, sequence, last))
 
     # --- interrupts -----------------------------------------------------------------------------
 
@@ -215,7 +203,7 @@ class Child:
             return
         self._gate = SHUT
         # Another thread, or this one below, may be sending: the parent asks again at its next tick.
-        if self._finished and self._sending.acquire(blocking=False):
+        if self._cell.words[KEPT] and self._sending.acquire(blocking=False):
             try:
                 self._flush_locked()
             finally:
@@ -239,24 +227,40 @@ class Child:
         with self._sending:
             self._send_locked(data)
 
-    def _send_locked(self, data: bytes) -> None:
+    def _send_locked(self, data: bytes | memoryview) -> None:
         try:
             self._sock.sendall(data)
         except ConnectionError:
             leave(1)  # the parent is gone, and with it everybody who could use the rest
 
+    def _keep(
+        self, sequence: int, runtime: float, payload: tuple[Any, ...] | None, other: tuple[str, str] | None
+    ) -> None:
+        """Report the end of a job with the next flush, or after the death of this process, whichever comes first."""
+        try:
+            data = channel.encode((channel.ENDED, sequence, runtime, payload, other))
+        except ValueError as error:
+            other = Ending.LOST.value, f"the executor returned something that is not plain data: {error}"
+            data = channel.encode((channel.ENDED, sequence, runtime, None, other))
+        words, size = self._cell.words, len(data)
+        if words[KEPT] + size > KEEP:
+            self._flush()
+            if size > KEEP:
+                with self._sending:
+                    self._send_locked(data)
+                return
+        used = words[KEPT]
+        self._cell.kept[used : used + size] = data
+        words[KEPT] = used + size
+
     def _flush(self) -> None:
-        if self._finished:
-            with self._sending:
-                self._flush_locked()
+        with self._sending:
+            self._flush_locked()
 
     def _flush_locked(self) -> None:
-        try:
-            data = channel.encode((channel.DONE, self._finished))
-        except ValueError:
-            data = b"".join(map(_encode_alone, self._finished))
-        self._finished.clear()
-        self._send_locked(data)
+        # If this process dies between the two lines, the parent has the frames twice, and takes each job's end once.
+        self._send_locked(self._cell.kept[: self._cell.words[KEPT]])
+        self._cell.words[KEPT] = 0
 
     def _await_jobs(self) -> None:
         self._enter(0, self._idle)
@@ -336,12 +340,3 @@ class Child:
             leave(error.code if isinstance(error.code, int) else int(error.code is not None))
         traceback.print_exception(error)
         leave(1)
-
-
-def _encode_alone(done: tuple[int, float, tuple[Any, ...]]) -> bytes:
-    sequence, runtime, _payload = done
-    try:
-        return channel.encode((channel.DONE, [done]))
-    except ValueError as error:
-        detail = f"the executor returned something that is not plain data: {error}"
-        return channel.encode((channel.BROKEN, sequence, Ending.LOST.value, detail, runtime))

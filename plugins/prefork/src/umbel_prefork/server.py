@@ -22,7 +22,6 @@ from types import FrameType
 from typing import Any, Final, NoReturn
 
 from umbel.ports.pool import ExecutorFactory
-
 from umbel_prefork import channel
 from umbel_prefork.cells import Cell
 from umbel_prefork.child import Child, leave
@@ -70,18 +69,18 @@ class ForkServer:
         threads = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
         self._send(channel.READY, threads)
         while True:
-            readable, _, _ = select.select([self._sock, self._wakeup], [], [])
+            readable, _, _ = select.select([self._sock.fileno(), self._wakeup], [], [])
             if self._wakeup in readable:
                 os.read(self._wakeup, 4096)
                 self._reap(os.WNOHANG)
-            if self._sock in readable:
+            if self._sock.fileno() in readable:
                 self._receive()
 
     def _first_frame(self) -> tuple[Any, ...]:
         while chunk := self._sock.recv(1 << 16):
             if frames := self._decoder.feed(chunk):
                 return frames[0]
-        leave(0)
+        return leave(0)
 
     def _receive(self) -> None:
         try:

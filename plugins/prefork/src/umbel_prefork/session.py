@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from attrs import define, field
@@ -17,13 +17,12 @@ from attrs import define, field
 from umbel.errors import UmbelError
 from umbel.model import Ending, Job
 from umbel.ports.pool import PoolContext
-
 from umbel_prefork import channel
-from umbel_prefork.cells import CURRENT, DONE, RECALL, REQUEST, STARTED, Cell
-from umbel_prefork.channel import Channel, encode
+from umbel_prefork.cells import CURRENT, RECALL, REQUEST, STARTED, Cell
+from umbel_prefork.channel import Channel, Frame, encode
 
-EXIT_SECONDS: Final = 5.0
-"""How long a process that was told to end, or was killed, may take."""
+_CLOSE_SECONDS: Final = 5.0
+"""How long a fork server may take to end by itself."""
 
 
 class State(enum.Enum):
@@ -56,15 +55,19 @@ class Child:
     """The last sequence number used."""
     finished: int = 0
     """Jobs that it ran to an end."""
-    unwanted: set[int] = field(factory=set)
-    """Claimed jobs that were recalled or cancelled: RETURNED, should the child report them as skipped."""
     failure: str = ""
     """What it said of itself before it ended at its start."""
-    verdict: tuple[int, Ending, str] | None = None
-    """Killed because of that job (0: of all it has claimed), which ends so. None: what kills it is not this pool."""
+    verdict: tuple[Ending, str] | None = None
+    """How what it has claimed ends when it is killed. None: what kills it is not this pool."""
     quiet: int = 0
     """Ticks in a row at which it had jobs and ran none."""
     upcalls: set[asyncio.Task[None]] = field(factory=set)
+
+    def hand(self, jobs: list[Job], data: bytes) -> None:
+        """Send the frame of these jobs, which are numbered from ``handed + 1``."""
+        self.out.update(enumerate(jobs, self.handed + 1))
+        self.handed += len(jobs)
+        self.channel.send(data)
 
     def take_back(self) -> list[Job]:
         """The jobs that it has not started, and now never will."""
@@ -85,28 +88,19 @@ class Child:
             self.cell.words[REQUEST] = request
             self.server.signal(self.number, signal.SIGUSR1)
 
-    def unreported(self) -> bool:
-        """Whether it sits on finished jobs."""
-        return bool(self.out) and next(iter(self.out)) < self.cell.running
-
     def running_since(self) -> tuple[int, float]:
         """The job that runs and the monotonic clock at its start, never earlier than the truth; 0: none."""
         return self.cell.running, self.cell.times[STARTED]
 
     def fates(self, how: str) -> list[tuple[Job, Ending, str, float]]:
         """End, detail and runtime of all jobs that are out, now that the process is dead; ``how``, in words."""
-        claimed, done = self.cell.words[CURRENT], self.cell.words[DONE]
-        fates = []
-        for sequence, job in self.out.items():
-            runtime = time.monotonic() - self.cell.times[STARTED] if sequence == claimed > done else 0.0
-            if sequence > claimed:
-                fates.append((job, Ending.RETURNED, "", runtime))
-            elif self.verdict and self.verdict[0] in (sequence, 0):
-                fates.append((job, *self.verdict[1:], runtime))
-            elif sequence > done:
-                fates.append((job, Ending.LOST, how, runtime))
-            else:
-                fates.append((job, Ending.LOST, f"{how}, before it reported the end of this job", runtime))
+        claimed = self.cell.words[CURRENT]
+        runtime = time.monotonic() - self.cell.times[STARTED]
+        ending, detail = self.verdict or (Ending.LOST, how)
+        fates = [
+            (job, ending, detail, runtime) if sequence <= claimed else (job, Ending.RETURNED, "", 0.0)
+            for sequence, job in self.out.items()
+        ]
         self.out = {}
         return fates
 
@@ -153,15 +147,7 @@ class ForkServer:
             raise UmbelError(f"the arguments of {factory.target} cannot be sent to a process: {error}") from error
         ours, theirs = socket.socketpair()
         with theirs:
-            # Not `-m`: the path must be ours before anything is imported, however this process got it.
-            code = f"import sys; sys.path[:] = {sys.path!r}; from umbel_prefork.server import main; main({theirs.fileno()})"
-            flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # multiprocessing's way
-            self._process = subprocess.Popen(
-                [sys.executable, *flags, "-c", code],
-                stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
-                process_group=0,
-            )
+            self._process = _launch(theirs.fileno())
         self.pid = self._process.pid
         self.alive = True
         self._channel = Channel(ours, self._receive, self._end)
@@ -200,20 +186,20 @@ class ForkServer:
             return
         self._channel.close()
         loop = asyncio.get_running_loop()
-        kill_at = loop.time() + EXIT_SECONDS
+        kill_at = loop.time() + _CLOSE_SECONDS
         while self._process.poll() is None:
             if loop.time() >= kill_at:
                 self._process.kill()
             await asyncio.sleep(0.002)
 
-    def _receive(self, frame: tuple[Any, ...]) -> None:
-        kind, number, *rest = frame
-        if kind == channel.READY:
-            self._settle(number)
-        elif kind == channel.FAILED:
-            self._settle(UmbelError(f"the application cannot be imported:\n{number}"))
-        else:
-            self._on_frame(kind, number, rest[0])
+    def _receive(self, frames: Sequence[Frame]) -> None:
+        for kind, number, *rest in frames:
+            if kind == channel.READY:
+                self._settle(number)
+            elif kind == channel.FAILED:
+                self._settle(UmbelError(f"the application cannot be imported:\n{number}"))
+            else:
+                self._on_frame(kind, number, rest[0])
 
     def _settle(self, answer: list[str] | UmbelError) -> None:
         if self._started.done():
@@ -234,6 +220,14 @@ class ForkServer:
         if self._started.done() and not self._started.cancelled() and not self._started.exception():
             self._on_end(self, f"the fork server died: {why or how}")
         self._settle(UmbelError(f"the fork server of the prefork pool died at its start: {how}"))
+
+
+def _launch(fd: int) -> subprocess.Popen[bytes]:
+    # Not `-m`: the path must be ours before anything is imported, however this process came by it.
+    code = f"import sys; sys.path[:] = {sys.path!r}; from umbel_prefork.server import main; main({fd})"
+    flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # as multiprocessing does
+    command = [sys.executable, *flags, "-c", code]
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(fd,), process_group=0)
 
 
 def describe_exit(code: int | str) -> str:

@@ -35,6 +35,12 @@ class _Directory:
         self.path = file + "-listeners"
         self._descriptor: int | None = None
 
+    def make(self) -> None:
+        try:
+            os.mkdir(self.path)
+        except FileExistsError:
+            pass  # whoever listens first makes it
+
     def address(self, name: str) -> str:
         path = os.path.join(self.path, name)
         if len(os.fsencode(path)) <= _LONGEST_ADDRESS or sys.platform != "linux":
@@ -101,18 +107,17 @@ class Bell:
         self._directory = _Directory(file)
         self._name = f"{os.getpid()}-{secrets.token_hex(4)}.{kind}"
         self._socket: socket.socket | None = None
-        self._opened = self._armed = self._closed = False
+        self._armed = self._closed = False
         self._waiters: set[asyncio.Future[None]] = set()
 
     def open(self) -> None:
         """Listen from now on. Harmless when called twice. Where no socket can be had, polling alone remains."""
-        if self._opened:
+        if self._socket is not None or self._closed:
             return
-        self._opened = True
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         listener.setblocking(False)
         try:
-            os.makedirs(self._directory.path, exist_ok=True)
+            self._directory.make()
             listener.bind(self._directory.address(self._name))
         except OSError as error:
             listener.close()

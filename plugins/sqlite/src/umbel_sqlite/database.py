@@ -73,6 +73,7 @@ class Database:
         self._timed: set[_Call] = set()
         self._alarm: asyncio.TimerHandle | None = None
         self._closed = False
+        self._ended = asyncio.Event()
         self._connection: sqlite3.Connection | None = None
         self._identity: tuple[int, int] | None = None
         self._lock_file: int | None = None
@@ -126,10 +127,11 @@ class Database:
         self._closed = True
         with _forking:
             _databases.discard(self)
-        if self._thread is not None and self._pid == os.getpid():
+        if self._thread is not None:
             self._flush()
             self._inbox.put(None)
-            await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
+            await self._ended.wait()
+            self._thread.join()
         if self._alarm is not None:
             self._alarm.cancel()
 
@@ -138,7 +140,7 @@ class Database:
         if calls:
             self._inbox.put(calls)
 
-    def _answer(self, answers: list[tuple[_Call, Any, UmbelError | Exception | None]]) -> None:
+    def _answer(self, answers: Sequence[tuple[_Call, Any, Exception | None]]) -> None:
         for call, value, error in answers:
             self._timed.discard(call)
             if call.answered.done():
@@ -179,6 +181,7 @@ class Database:
         with self._gate:
             self._disconnect()
             self._ringer.close()
+        self._tell(self._ended.set)
 
     def _transact(self, calls: list[_Call], *, write: bool) -> None:
         pause = 0.0
@@ -233,9 +236,12 @@ class Database:
         self._report(answers)
 
     def _report(self, answers: Sequence[tuple[_Call, Any, Exception | None]]) -> None:
+        self._tell(self._answer, answers)
+
+    def _tell(self, callback: Callable[..., None], *arguments: Any) -> None:
         assert self._loop is not None
         try:
-            self._loop.call_soon_threadsafe(self._answer, list(answers))
+            self._loop.call_soon_threadsafe(callback, *arguments)
         except RuntimeError:
             if not self._loop.is_closed():
                 raise  # a closed loop has nobody left to tell
@@ -396,4 +402,4 @@ def _after_fork_in_child() -> None:
     _forking = threading.Lock()
 
 
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+os.register_at_fork(after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -77,33 +77,37 @@ class ThreadsPool(Pool):
         _check(context.concurrency)
         self._loop = asyncio.get_running_loop()
         self._context = context
+        self._executor = await self._load(context)
+        await self.resize(context.concurrency)
+
+    async def _load(self, context: PoolContext) -> Executor:
         made: asyncio.Future[Executor] = self._loop.create_future()
 
-        def settle(executor: Executor | None, problem: UmbelError | None) -> None:
+        def settle(executor: Executor | None, error: BaseException | None) -> None:
             if made.done():
                 return
-            if executor is None:
-                made.set_exception(problem or UmbelError(f"pool threads: {context.factory.target} made no executor"))
-            else:
+            if executor is not None:
                 made.set_result(executor)
+                return
+            told = "it made no executor" if error is None else f"{type(error).__name__}: {error}"
+            problem = UmbelError(f"pool threads: the application did not load: {told}")
+            problem.__cause__ = error
+            made.set_exception(problem)
 
         def make() -> None:
             try:
                 executor = context.factory.make(self._upcall)
             except BaseException as error:  # user code: it may even call sys.exit
-                problem = UmbelError(f"pool threads: the application did not load: {type(error).__name__}: {error}")
-                problem.__cause__ = error
-                self._on_loop(settle, None, problem)
+                self._on_loop(settle, None, error)
             else:
                 self._on_loop(settle, executor, None)
 
         threading.Thread(target=make, name="umbel-threads-load", daemon=True).start()
         try:
             async with asyncio.timeout(context.start_timeout):
-                self._executor = await made
+                return await made
         except TimeoutError:
             raise UmbelError(f"pool threads: the application did not load within {context.start_timeout:g} s") from None
-        await self.resize(context.concurrency)
 
     def submit(self, jobs: Sequence[Job]) -> None:
         self._open.update(job.id for job in jobs)

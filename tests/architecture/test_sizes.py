@@ -1,0 +1,84 @@
+"""The budgets that keep the kernel a kernel. Crossing one is a design discussion, and its outcome is written here."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+import umbel.ports
+
+ROOT = Path(__file__).resolve().parents[2]
+
+KERNEL, MODULE, PLUGIN = 4500, 400, 600
+"""Lines, docstrings and blank lines included; the kernel without ``umbel.testing``."""
+METHODS = 8
+"""Abstract methods of a port."""
+
+AGREED: Mapping[str, tuple[int, str]] = {}
+"""What is over its budget: up to which size, and why."""
+
+
+def lines(path: Path) -> int:
+    return len(path.read_text().splitlines())
+
+
+def distributions() -> dict[str, dict[str, int]]:
+    """The modules of each distribution, and their sizes."""
+    packages = sorted(path for part in ("core", "plugins/*", "contrib/*") for path in ROOT.glob(f"{part}/src/umbel*"))
+    return {
+        package.name: {
+            str(path.relative_to(package.parent)): lines(path)
+            for path in sorted(package.rglob("*.py"))
+            if not path.is_relative_to(ROOT / "core/src/umbel/testing")
+        }
+        for package in packages
+    }
+
+
+def ports() -> dict[str, int]:
+    """The abstract classes of ``umbel.ports``, and how many methods each leaves to its drivers."""
+    modules = [
+        importlib.import_module(f"umbel.ports.{port.name}") for port in pkgutil.iter_modules(umbel.ports.__path__)
+    ]
+    return {
+        name: len(cls.__abstractmethods__)
+        for module in modules
+        for name, cls in inspect.getmembers(module, inspect.isabstract)
+        if cls.__module__ == module.__name__
+    }
+
+
+def measured() -> dict[str, tuple[int, int]]:
+    """Everything with a budget: its size, and its budget."""
+    sizes = {}
+    for package, modules in distributions().items():
+        sizes[package] = (sum(modules.values()), KERNEL if package == "umbel" else PLUGIN)
+        sizes |= {module: (size, MODULE) for module, size in modules.items()}
+    return sizes | {port: (size, METHODS) for port, size in ports().items()}
+
+
+def test_sizes(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = measured()
+    told = [name for name, (size, budget) in sizes.items() if "/" not in name or size > budget]
+    with capsys.disabled():
+        print("\n")
+        for name in told:
+            size, budget = sizes[name]
+            print(f"  {name:32} {size:5} of {budget:4}  {'over' if size > budget else ''}")
+    over = {
+        name: f"{size}, budget {budget}, agreed {AGREED.get(name, (budget, ''))[0]}"
+        for name, (size, budget) in sizes.items()
+        if size > AGREED.get(name, (budget, ""))[0]
+    }
+    assert not over, "make it smaller, or agree on why not, in AGREED"
+
+
+def test_nothing_is_agreed_that_is_not_needed() -> None:
+    sizes = measured()
+    assert not [name for name in AGREED if name not in sizes or sizes[name][0] <= sizes[name][1]]
+    assert all(reason for _, reason in AGREED.values())
