@@ -21,7 +21,7 @@ format: $(DEV) ## mend style and format
 types: $(DEV)  ## check types
 	$(BIN)/mypy $(SRC)
 layers: $(DEV) ## check that imports point downwards (.importlinter)
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 docs: $(DEV) .venv/.ready-docs    ## build the pages into docs/_build/html
 	$(BIN)/python -m sphinx -W -n -b html docs docs/_build/html
 wheels: $(DEV) ## build every distribution, and gather what they depend on, into dist/

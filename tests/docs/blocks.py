@@ -24,7 +24,7 @@ from pathlib import Path
 from attrs import frozen
 
 _PIECE = re.compile(
-    r"^(?P<indent> *)(?P<fence>```+)(?P<language>[\w-]*)[^\n]*\n(?P<body>.*?)^(?P=indent)(?P=fence) *$"
+    r"^(?P<indent> *)(?P<fence>```+)(?P<language>\{?[\w-]*\}?)[^\n]*\n(?P<body>.*?)^(?P=indent)(?P=fence) *$"
     r"|^ *<!-- (?P<comment>.*?) -->",
     re.MULTILINE | re.DOTALL,
 )
@@ -32,7 +32,7 @@ _PIECE = re.compile(
 
 @frozen
 class Block:
-    """A fenced block, or a comment that stands for an act (``language`` is then empty)."""
+    """A fenced block, or a comment that stands for an act (``language`` is then ``act``)."""
 
     language: str
     text: str
@@ -51,7 +51,7 @@ def blocks(page: Path) -> Iterator[Block]:
         if match["comment"] is not None:
             note, note_end = match["comment"], match.end()
             if note.startswith(("start:", "stop ")):
-                yield Block("", note, line)
+                yield Block("act", note, line)
             continue
         indent = len(match["indent"])
         body = "".join(row[indent:] if row.strip() else row.lstrip(" ") for row in match["body"].splitlines(True))

@@ -14,7 +14,7 @@ import sys
 import threading
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import IO, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -35,6 +35,12 @@ def same(expected: str, actual: str) -> bool:
     return doctest.OutputChecker().check_output(expected.replace("…", "..."), actual, FLAGS)
 
 
+def drain(stream: IO[str]) -> None:
+    """Read on, so that a full pipe never stops who writes."""
+    with stream:
+        stream.read()
+
+
 class Page:
     def __init__(self) -> None:
         self.main = ModuleType("__main__")
@@ -42,7 +48,7 @@ class Page:
 
     def run(self, block: Block) -> None:
         match block.language:
-            case "":
+            case "act":
                 word, _, command = block.text.partition(": ")
                 if word == "start":
                     self.start_worker(command, "")
@@ -106,7 +112,7 @@ class Page:
                 break
         else:
             raise Wrong(f"$ {command}\nhas ended with {worker.wait()}:\n{said}")
-        threading.Thread(target=worker.stderr.read, daemon=True).start()  # so that a full pipe never stops it
+        threading.Thread(target=drain, args=[worker.stderr], daemon=True).start()
         if expected and not same(expected, said):
             raise Wrong(f"$ {command}\nsays:\n{said}")
 

@@ -7,7 +7,7 @@ import os
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from umbel.app import MAIN_MODULES, Umbel
 from umbel.errors import UmbelError
@@ -57,24 +57,25 @@ def import_module_or_explain(module: str, setting: str) -> Any:
         raise UmbelError(f"module {module!r} ({setting}) cannot be imported: {type(exc).__name__}: {exc}") from exc
 
 
-def _run_file(path: str) -> Any:
-    """A script, run as a module of its own name once in this process."""
+def _run_file(place: str) -> Any:
+    """A script, run as a module of its own name once in this process. Raises ``UmbelError``."""
+    path = Path(place).resolve()
+    for name in reversed(MAIN_MODULES):
+        known = sys.modules.get(name)
+        if known is not None and (file := getattr(known, "__file__", None)) and Path(file).resolve() == path:
+            return known
     name = MAIN_MODULES[1]
-    if (known := sys.modules.get(name)) is not None and known.__file__ == path:
-        return known
-    main = sys.modules.get(MAIN_MODULES[0])
-    if (
-        main is not None
-        and getattr(main, "__file__", None)
-        and Path(cast("str", main.__file__)).resolve() == Path(path)
-    ):
-        return main
     spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None or not Path(path).is_file():
-        raise UmbelError(f"there is no script {path!r}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise UmbelError(f"there is no script {place!r}")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as exc:
+        del sys.modules[name]
+        if isinstance(exc, UmbelError) or not isinstance(exc, Exception):
+            raise
+        raise UmbelError(f"script {place!r} cannot be run: {type(exc).__name__}: {exc}") from exc
     return module
 
 

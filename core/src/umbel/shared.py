@@ -46,25 +46,26 @@ class SharedTask:
     def __init__(self, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
         self._function = function
         self._options = options
-        self._tasks: weakref.WeakKeyDictionary[Umbel, Task[..., Any]] = weakref.WeakKeyDictionary()
+        # Names, not tasks: a task holds its app, and would keep it alive for ever.
+        self._names: weakref.WeakKeyDictionary[Umbel, str] = weakref.WeakKeyDictionary()
         self.__name__ = function.__name__
         self.__doc__ = function.__doc__
 
     def declare(self, app: Umbel) -> None:
         """Register the task in ``app``."""
         make: Any = app.task(**self._options)
-        self._tasks[app] = make(self._function)
+        self._names[app] = make(self._function).name
 
     def _task(self) -> Task[..., Any]:
-        if (request := current_request()) is not None and request.task.app in self._tasks:
-            return self._tasks[request.task.app]
-        apps = list(self._tasks)
+        if (request := current_request()) is not None and (app := request.task.app) in self._names:
+            return app.tasks[self._names[app]]
+        apps = list(self._names)
         if len(apps) != 1:
             raise UmbelError(
                 f"shared task {self.__name__} belongs to {len(apps)} apps; "
                 + ("make an app first" if not apps else "use app.tasks[name] to say which")
             )
-        return self._tasks[apps[0]]
+        return apps[0].tasks[self._names[apps[0]]]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._function(*args, **kwargs) if not self._options.get("bind") else self._task()(*args, **kwargs)

@@ -15,6 +15,7 @@ from typing import Any, get_type_hints
 from uuid import UUID
 
 import cattrs
+from cattrs.strategies import configure_union_passthrough
 
 from umbel.errors import DecodeError, EncodeError
 
@@ -39,6 +40,7 @@ def _make_converter() -> cattrs.Converter:
     converter.register_structure_hook(
         timedelta, lambda value, _: value if isinstance(value, timedelta) else timedelta(seconds=value)
     )
+    configure_union_passthrough(str | bool | int | float | None, converter)
     converter.register_unstructure_hook(enum.Enum, lambda value: converter.unstructure(value.value))
     return converter
 

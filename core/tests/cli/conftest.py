@@ -78,7 +78,12 @@ def umbel() -> Run:
     """``umbel("queues", "--json")``: call the command line; an unexpected exception fails the test."""
 
     def run(*arguments: str, **more: Any) -> Result:
-        for name in USERS_MODULES[:3]:  # each call of `umbel` is a process of its own and reads its settings once
+        for name in (
+            "tasks",
+            "adding",
+            "coded",
+            "__umbel_main__",
+        ):  # each call of `umbel` is a process of its own and reads its settings once
             sys.modules.pop(name, None)
         result = CliRunner().invoke(root, list(arguments), prog_name="umbel", **more)
         if result.exception is not None and not isinstance(result.exception, SystemExit):

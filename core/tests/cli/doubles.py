@@ -53,6 +53,8 @@ class FakeTransport(Transport):
         self, queues: Sequence[str], *, credit: Credit, lease: float
     ) -> AsyncIterator[Sequence[Delivery]]:
         while True:
+            if not credit.available:
+                await asyncio.Event().wait()
             name = queues[0]
             number = min(credit.available, self.batch)
             waiting = self.queues.get(name, [])
@@ -94,6 +96,13 @@ class FakeTransport(Transport):
 
     async def close(self) -> None:
         FakeTransport.closed += 1
+
+
+class UnlistedTransport(FakeTransport):
+    """A broker that cannot list its queues."""
+
+    async def depth(self, queues: Sequence[str] = ()) -> Mapping[str, QueueDepth]:
+        return await super().depth(queues) if queues else {}
 
 
 class TalkingTransport(FakeTransport, Broadcaster):

@@ -29,6 +29,14 @@ def test_every_queue_is_counted(umbel: Any, doubles: ModuleType) -> None:
     ]
 
 
+def test_dead_letters_are_found_where_queues_cannot_be_listed(umbel: Any, doubles: ModuleType) -> None:
+    doubles.bury("x", queue="mail")
+    options = ("--broker", "doubles:UnlistedTransport", "-o", "queues.mail.max_priority=3")
+    lines = umbel("queues", *options).stdout.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["default", "mail", "mail.dead"]
+    assert "tasks.add" in umbel("dead-letters", "list", *options).stdout
+
+
 def test_named_queues_as_json(umbel: Any, doubles: ModuleType) -> None:
     fill(doubles, "mail", 2)
     (row,) = json.loads(umbel("queues", "mail", "--json").stdout)

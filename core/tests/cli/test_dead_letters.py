@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 import pytest
+
+from umbel.cli.letters import Letter, Selection, Taken, take
 
 
 @pytest.fixture
@@ -110,6 +114,22 @@ def test_replay_of_all(umbel: Any, dead: ModuleType) -> None:
     assert umbel("dead-letters", "replay", "--all").stdout == "5 dead letters replayed\n"
     assert (dead.waiting("default"), dead.waiting("mail")) == (["a", "b", "c", "d"], ["m"])
     assert not dead.waiting("default.dead")
+
+
+def test_no_more_is_taken_than_lay_there_at_the_start(dead: ModuleType) -> None:
+    """Others may take some of the chosen meanwhile, so that their number alone would never be reached."""
+    dead.FakeTransport.queues["default.dead"].pop()
+    taken = Taken()
+
+    async def bury_again(letters: Sequence[Letter]) -> None:
+        for letter in letters:
+            dead.bury(letter.id)
+
+    transport = dead.FakeTransport("")
+    everything = take(transport, "default.dead", Selection(), bury_again, at_most=1000, taken=taken)
+    asyncio.run(asyncio.wait_for(everything, 10))
+    assert taken.ids == ["a", "b", "c"]
+    assert dead.waiting("default.dead") == ["a", "b", "c"]
 
 
 def test_what_dies_again_meanwhile_is_not_replayed_for_ever(umbel: Any, dead: ModuleType) -> None:

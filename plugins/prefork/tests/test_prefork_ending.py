@@ -137,7 +137,7 @@ def test_cancelling_a_job_never_hits_the_next_on_the_same_child(force: bool, rou
             await r.warm("sleep", 0.0)
             rng = random.Random(17)
             for _ in range(rounds):
-                a = r.job("sleep", 0.001)
+                a = r.job("sleep", rng.random() * 0.004)
                 b = r.job("echo", "b", task="sleep")
                 r.pool.submit([a, b])
                 await asyncio.sleep(rng.random() * 0.003)
@@ -316,6 +316,20 @@ def test_a_dead_fork_server_is_replaced_with_its_children() -> None:
                 await eventually(lambda: len(r.pids) == 2 and r.pool.free >= 2)
                 assert not any(map(alive, before))
                 assert set(before).isdisjoint(r.pids)
+
+    asyncio.run(main())
+
+
+def test_a_fork_server_that_does_not_kill_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("umbel_prefork.brood.EXIT_SECONDS", 0.3)
+
+    async def main() -> None:
+        async with rig(1) as r:
+            before = [*r.pids, r.pool.stats()["fork-server"]]
+            os.kill(before[-1], signal.SIGSTOP)
+            assert (await r.run("sleep", 20, time_limit=0.1)).ending is Ending.TIMED_OUT
+            assert await r.value("pid") not in before
+            assert not any(map(alive, before))
 
     asyncio.run(main())
 

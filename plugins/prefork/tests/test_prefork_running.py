@@ -105,15 +105,18 @@ def test_a_memory_error_hurts_nobody() -> None:
     asyncio.run(main())
 
 
-def test_jobs_behind_a_crash_are_not_lost() -> None:
+def test_jobs_around_a_crash_are_not_lost() -> None:
     async def main() -> None:
         async with rig(1) as r:
-            await r.warm("echo")
-            crash = r.job("exit", 1, task="echo")  # travels with the short ones
-            behind = [r.job("echo", n) for n in range(5)]
-            r.pool.submit([crash, *behind])
-            assert (await r.end(crash.id)).ending is Ending.LOST
-            assert {(await r.end(job.id)).ending for job in behind} == {Ending.RETURNED}
+            for _ in range(20):
+                await r.warm("echo")
+                before = [r.job("echo", n) for n in range(5)]
+                crash = r.job("exit", 1, task="echo")  # travels with the short ones
+                behind = [r.job("echo", n) for n in range(5)]
+                r.pool.submit([*before, crash, *behind])
+                assert (await r.end(crash.id)).ending is Ending.LOST
+                assert {(await r.end(job.id)).ending for job in before} == {Ending.DONE}
+                assert {(await r.end(job.id)).ending for job in behind} == {Ending.RETURNED}
 
     asyncio.run(main())
 

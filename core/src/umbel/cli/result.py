@@ -10,6 +10,7 @@ import click
 from umbel.cli.output import clean, clean_lines, emit, pairs
 from umbel.cli.parsing import duration
 from umbel.cli.session import Command, Session, json_option, pass_session
+from umbel.errors import DecodeError
 
 if TYPE_CHECKING:
     from umbel.app import Umbel
@@ -58,7 +59,9 @@ def command(
 def final_document(app: Umbel, task_id: str, timeout: float | None) -> Mapping[str, Any]:
     """The result document of a task, once it has ended. Raises ``ResultTimeout``, ``DecodeError``."""
     record = app.gateway.wait(task_id, timeout)
-    document: Mapping[str, Any] = app.result_codec.decode(record.document, record.content_type)
+    document = app.result_codec.decode(record.document, record.content_type)
+    if not isinstance(document, Mapping):
+        raise DecodeError(f"the record of task {task_id} is not a result document")
     return document
 
 

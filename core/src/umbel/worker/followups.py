@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from umbel import protocol
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 _CALL_OPTIONS = frozenset(
     {
-        "task_id", "countdown", "queue", "priority", "serializer", "compression", "headers", "link", "link_error",
+        "task_id", "countdown", "eta", "expires", "queue", "priority", "serializer", "compression", "headers", "link", "link_error",
         "time_limit", "soft_time_limit", "ignore_result", "shadow", "argsrepr", "kwargsrepr", "reply_to", "root_id",
         "parent_id", "group_id", "group_index", "chain", "chord", "retries", "replaced_task_nesting", "origin",
     }
@@ -28,26 +29,58 @@ def check_supported(embed: protocol.Embed) -> None:
     """Refuse what this kernel cannot carry through. Raises ``DecodeError``."""
     if embed.chord is not None:
         raise DecodeError("the message is part of a chord, and no workflow engine is installed to complete it")
-    for plain in (*embed.callbacks, *embed.errbacks, *embed.chain):
-        if plain.get("subtask_type") in ("chord", "xmap", "xstarmap", "chunks"):
-            raise DecodeError(
-                f"a callback of the message is a {plain['subtask_type']}, and no workflow engine is installed to run it"
-            )
+    for plain in (*embed.callbacks, *embed.errbacks):
+        _check(plain, last=True)
+    for position, plain in enumerate(embed.chain):
+        _check(plain, last=position == 0)
+
+
+def _check(plain: Mapping[str, Any], *, last: bool) -> None:
+    """``last``: nothing of a chain comes after it."""
+    kind = plain.get("subtask_type")
+    if kind in ("chord", "xmap", "xstarmap", "chunks"):
+        raise DecodeError(f"a callback of the message is a {kind}, and no workflow engine is installed to run it")
+    if kind == "group" and not last:
+        raise DecodeError(
+            "the message has a group before the end of a chain, and no workflow engine is installed to join it"
+        )
+    members = _members(plain) if kind in ("chain", "group") else ()
+    for position, member in enumerate(members, 1):
+        _check(member, last=last and (kind == "group" or position == len(members)))
+
+
+def _members(plain: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    members = Signature.from_plain(plain).kwargs.get("tasks") or ()
+    if not isinstance(members, Sequence) or not all(isinstance(m, Mapping) and m.get("task") for m in members):
+        raise DecodeError(f"the tasks of a {plain.get('subtask_type')} must be a list of signatures")
+    return members
 
 
 def retry_message(message: Message, invocation: Invocation, queue: str, due: float | None, app: Umbel) -> Message:
     """The same call again: same id, one retry more, to the queue it came from. The body's bytes are reused."""
     if not message.headers.get("task"):  # protocol 1: the count of retries is in the body, so it is sent as protocol 2
-        message = app.client.message(
+        encoded = app.codec.encode(protocol.make_body(invocation.args, invocation.kwargs, invocation.embed))
+        made = protocol.make_headers(
             invocation.task,
-            invocation.args,
-            invocation.kwargs,
-            TaskOptions(),
-            task_id=invocation.id,
-            link=list(invocation.embed.callbacks),
-            link_error=list(invocation.embed.errbacks),
+            invocation.id,
+            args=invocation.args,
+            kwargs=invocation.kwargs,
+            expires=invocation.expires,
+            time_limit=invocation.time_limit,
+            soft_time_limit=invocation.soft_time_limit,
+            group=invocation.group,
+            group_index=invocation.group_index,
+            ignore_result=invocation.ignore_result,
             headers=invocation.headers,
-            ignore_result=bool(invocation.ignore_result),
+        )
+        if encoded.compression:
+            made["compression"] = encoded.compression
+        message = evolve(
+            message,
+            headers=made,
+            body=encoded.body,
+            content_type=encoded.content_type,
+            content_encoding=encoded.content_encoding,
         )
     headers = {k: v for k, v in message.headers.items() if k not in BROKER_HEADERS}
     headers |= {
@@ -84,14 +117,17 @@ def _messages(
 ) -> list[Message]:
     """The messages that start one signature: one for a task or a chain, several for a group."""
     signature = Signature.from_plain(plain).after(*results)
-    members: Sequence[Any] = signature.kwargs.get("tasks") or ()
     match signature.subtask_type:
         case "chain":
+            members = _members(plain)
             rest = [*(chain or ()), *reversed([dict(m) for m in members[1:]])]
             return _messages(app, members[0], results, request, chain=rest) if members else []
         case "group":
-            return [m for member in members for m in _messages(app, member, results, request, chain=chain)]
+            return [m for member in _members(plain) for m in _messages(app, member, results, request, chain=chain)]
     options: dict[str, Any] = {k: v for k, v in signature.options.items() if k in _CALL_OPTIONS and v is not None}
+    for name in ("eta", "expires"):  # JSON has no times
+        if isinstance(moment := options.get(name), str):
+            options[name] = datetime.fromtimestamp(protocol.parse_time(moment, app.timezone) or 0, UTC)
     if chain is not None:
         options["chain"] = [*chain]
     options.setdefault("root_id", request.root_id)

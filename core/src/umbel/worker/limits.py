@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
 from typing import Final
 
 from umbel.errors import SettingsError
+from umbel.settings import schema
 
-_UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0}
+_TOLERANCE: Final = 0.001
+"""Seconds by which a start may come early: less than a way through the queue costs."""
 _REMEMBERED: Final = 100_000
 """Slots kept for messages that went back to the queue; the oldest are forgotten first, and then wait once more."""
 
 
 def parse_rate(text: str) -> float:
-    """``10/s``, ``100/m``, ``5/h`` as starts a second. Raises ``SettingsError``."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*/\s*([smh])\s*", text)
-    if match is None or float(match[1]) == 0:
-        raise SettingsError([f"rate_limit {text!r} is not a rate: write 10/s, 100/m or 5/h"])
-    return float(match[1]) / _UNITS[match[2]]
+    """``10/s``, ``100/m``, ``5/h``, ``2/d`` as starts a second. Raises ``SettingsError``."""
+    try:
+        return schema.parse_rate(text)
+    except ValueError as exc:
+        raise SettingsError([f"rate_limit {text!r} {exc}"]) from None
 
 
 class RateLimiter:
@@ -36,13 +37,13 @@ class RateLimiter:
         A positive answer reserves the slot: the same id asked again at or after its time starts without a second charge.
         """
         if (slot := self._slots.get(task_id)) is not None:
-            if slot > now + 0.001:
+            if slot > now + _TOLERANCE:
                 return slot - now
             del self._slots[task_id]
             return 0.0
         earliest = max(self._next, now - self._burst)
         self._next = earliest + self._interval
-        if earliest <= now:
+        if earliest <= now + _TOLERANCE:
             return 0.0
         self._slots[task_id] = earliest
         if len(self._slots) > _REMEMBERED:

@@ -41,7 +41,18 @@ def in_order(steps: Sequence[Step]) -> list[Step]:
             known = ", ".join(by_name)
             raise UmbelError(f"worker step {step.name!r} requires {missing[0]!r}, which is not there; steps: {known}")
     try:
-        order = TopologicalSorter({step.name: step.requires for step in steps}).static_order()
-        return [by_name[name] for name in order]
+        TopologicalSorter({step.name: step.requires for step in steps}).prepare()
     except CycleError as exc:
         raise UmbelError(f"worker steps require each other in a circle: {' → '.join(exc.args[1])}") from exc
+    order: dict[str, Step] = {}
+
+    def place(step: Step) -> None:
+        for name in step.requires:
+            if name not in order:
+                place(by_name[name])
+        order[step.name] = step
+
+    for step in steps:
+        if step.name not in order:
+            place(step)
+    return list(order.values())

@@ -11,7 +11,7 @@ from umbel.capabilities import UNLIMITED, TransportCapabilities
 from umbel.errors import BrokerUnavailable
 from umbel.model import Delivery, Message, QueueSpec, Settlement
 from umbel.ports.clock import Clock
-from umbel.ports.transport import Broadcaster, Credit, QueueDepth, Transport
+from umbel.ports.transport import BlockingPublisher, Broadcaster, Credit, QueueDepth, Transport
 from umbel_memory.broker import Listener, brokers
 from umbel_memory.shared import Bell, Session, rung_by
 
@@ -19,7 +19,7 @@ QUIET = 4.0
 """Seconds of real time after which an empty batch is yielded; the port asks for at least one every 5 s."""
 
 
-class MemoryTransport(Transport, Broadcaster):
+class MemoryTransport(Transport, BlockingPublisher, Broadcaster):
     """Keeps every law of the port, and forgets everything when the process ends.
 
     All instances for one name share one broker; each has its own event loop, on whatever thread. Nothing blocks: the
@@ -36,6 +36,7 @@ class MemoryTransport(Transport, Broadcaster):
         delivery_count=True,
         start_marks=True,
         broadcast=True,
+        blocking_publish=True,
     )
     api_version: ClassVar[tuple[int, int]] = (1, 0)
 
@@ -48,6 +49,12 @@ class MemoryTransport(Transport, Broadcaster):
     async def publish(self, messages: Sequence[Message], *, timeout: float) -> None:
         """Accept all of ``messages`` or none; ``PublishRefused`` for a header that no wire could carry."""
         await self._session.checkpoint()
+        self._broker.publish(messages, now=self.clock.time())
+
+    def publish_blocking(self, messages: Sequence[Message], *, timeout: float) -> None:
+        """See the port: the broker is a lock away from every thread."""
+        if self._session.closed:
+            raise BrokerUnavailable(f"this connection to {self.url} is closed")
         self._broker.publish(messages, now=self.clock.time())
 
     async def consume(

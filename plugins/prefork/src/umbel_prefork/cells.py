@@ -1,6 +1,8 @@
 """What the parent and one child know of each other without a system call: shared memory.
 
-First 64 bytes of words, then the frames that the child has not sent yet, which so survive its death. Every word has one writer, is eight bytes wide and aligned, and is copied whole by ``memoryview``: no word is ever torn.
+First 64 bytes of words, then the frames that the child has not sent yet, which so survive its death. Every word has one
+writer, is eight bytes wide and aligned, and is copied whole by ``memoryview``: no word is ever torn.
+
 Jobs are named by their *sequence number* in the child (1, 2, …), which only ascends, also when a job that was taken
 back from one child goes to another.
 """

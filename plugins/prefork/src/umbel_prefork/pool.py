@@ -84,6 +84,7 @@ class PreforkPool(Pool):
     async def recall(self) -> None:
         for child in self._brood.children.values():
             self._put_back(child)
+            child.recalled = child.handed
         while self._pending:
             self._end(self._pending.popleft(), Ending.RETURNED)
 
@@ -241,6 +242,8 @@ class PreforkPool(Pool):
             child.finished += 1
             self._estimates.learn(job.task, runtime)
             self._end(job, Ending.DONE, runtime=runtime, payload=payload)
+        elif other[0] == Ending.RETURNED.value and child.wanted(sequence):
+            self._pending.appendleft(job)
         else:
             ending = Ending(other[0])
             child.finished += ending is not Ending.RETURNED

@@ -53,6 +53,8 @@ class Child:
     """Handed over and not reported, by sequence number, ascending."""
     handed: int = 0
     """The last sequence number used."""
+    recalled: int = 0
+    """Jobs up to this number go back to the worker, should the child report them as skipped."""
     finished: int = 0
     """Jobs that it ran to an end."""
     failure: str = ""
@@ -76,6 +78,10 @@ class Child:
         claimed = self.cell.recall(self.handed)
         unstarted = [sequence for sequence in self.out if sequence > claimed]
         return [self.out.pop(sequence) for sequence in unstarted]
+
+    def wanted(self, sequence: int) -> bool:
+        """Whether a job that the child has skipped should run elsewhere: it was neither recalled nor cancelled."""
+        return sequence > self.recalled and self.cell.words[REQUEST] != sequence << 1 | 1
 
     def find(self, job_id: int) -> int:
         """The sequence number of a job that is out; 0: it is not here."""
@@ -122,6 +128,8 @@ class ForkServer:
     ) -> None:
         """Calls ``on_frame(kind, number, value)`` for news of a child, and ``on_end`` once when the process fails."""
         self.alive = False
+        self.ready = False
+        """Whether it can make children."""
         self.pid = 0
         self._on_frame = on_frame
         self._on_end = on_end
@@ -160,11 +168,6 @@ class ForkServer:
                 " make the import faster or raise the pool's start timeout"
             ) from None
 
-    @property
-    def ready(self) -> bool:
-        """Whether it can make children."""
-        return self.alive and self._started.done() and not self._started.exception()
-
     def spawn(self, child_socket: socket.socket, cell_fd: int, number: int) -> bool:
         """Ask for a child; False if the process does not take requests any more."""
         return self._channel.send_fds(encode((channel.SPAWN, number)), (child_socket.fileno(), cell_fd))
@@ -181,7 +184,7 @@ class ForkServer:
 
     async def close(self) -> None:
         """End the process, and with it every child. Returns when it is reaped."""
-        self.alive = False
+        self.alive = self.ready = False
         if not self.pid:
             return
         self._channel.close()
@@ -207,17 +210,19 @@ class ForkServer:
         if isinstance(answer, UmbelError):
             self._started.set_exception(answer)
         else:
+            self.ready = True
             self._started.set_result(answer)
 
     def _end(self, why: str = "") -> None:
-        self.alive = False
+        was_ready = self.ready
+        self.alive = self.ready = False
         self._channel.close()
         self._process.kill()
         try:
             how = describe_exit(self._process.wait(0.1))
         except subprocess.TimeoutExpired:
             how = "does not end"  # `close` goes on waiting
-        if self._started.done() and not self._started.cancelled() and not self._started.exception():
+        if was_ready:
             self._on_end(self, f"the fork server died: {why or how}")
         self._settle(UmbelError(f"the fork server of the prefork pool died at its start: {how}"))
 

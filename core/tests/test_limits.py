@@ -1,0 +1,89 @@
+"""Rate limits: a slot for every start."""
+
+from __future__ import annotations
+
+import pytest
+
+from umbel.errors import SettingsError
+from umbel.worker import limits
+from umbel.worker.limits import RateLimiter, parse_rate
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [("10/s", 10), ("100/m", 100 / 60), ("5/h", 5 / 3600), ("2/d", 2 / 86400), ("0.5/s", 0.5)],
+)
+def test_a_rate_is_starts_in_a_time(text: str, rate: float) -> None:
+    assert parse_rate(text) == pytest.approx(rate)
+
+
+@pytest.mark.parametrize("text", ["", "10", "10/", "/s", "10/x", "0/s", "-1/s", "ten/s", "10/s/s", "1e3/s", "nan/s"])
+def test_what_is_no_rate_says_how_to_write_one(text: str) -> None:
+    with pytest.raises(SettingsError, match=r"rate_limit .*10/s"):
+        parse_rate(text)
+
+
+def test_the_settings_and_the_decorator_know_the_same_rates() -> None:
+    from umbel.settings.schema import parse_rate as settings_rate
+
+    for text in ("10/s", "100/m", "5/h", "2/d", "0.5/s"):
+        assert parse_rate(text) == settings_rate(text)
+
+
+def test_a_seconds_worth_may_start_at_once_and_the_rest_is_spaced_evenly() -> None:
+    limiter = RateLimiter(10)
+    assert [limiter.wait(f"a{n}", 1000.0) for n in range(10)] == [0] * 10
+    waits = [limiter.wait(f"b{n}", 1000.0) for n in range(5)]
+    assert waits == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
+
+
+def test_less_than_one_a_second_has_no_burst_but_the_first() -> None:
+    limiter = RateLimiter(0.5)
+    assert limiter.wait("a", 1000.0) == 0
+    assert limiter.wait("b", 1000.0) == pytest.approx(2)
+    assert limiter.wait("c", 1000.0) == pytest.approx(4)
+
+
+def test_time_that_was_not_used_is_not_saved_up_beyond_the_burst() -> None:
+    limiter = RateLimiter(2)
+    assert limiter.wait("a", 1000.0) == 0
+    starts = [limiter.wait(f"b{n}", 5000.0) for n in range(4)]
+    assert starts == pytest.approx([0, 0, 0.5, 1.0])
+
+
+def test_a_slot_is_remembered_and_charged_once() -> None:
+    limiter = RateLimiter(0.5)
+    limiter.wait("a", 1000.0)
+    assert limiter.wait("b", 1000.0) == pytest.approx(2)
+    assert limiter.wait("b", 1001.0) == pytest.approx(1)
+    assert limiter.wait("b", 1002.0) == 0
+    assert limiter.wait("c", 1002.0) == pytest.approx(2)
+
+
+def test_a_slot_that_was_used_is_used_up() -> None:
+    limiter = RateLimiter(0.5)
+    limiter.wait("a", 1000.0)
+    limiter.wait("b", 1000.0)
+    assert limiter.wait("b", 1002.0) == 0
+    assert limiter.wait("b", 1002.0) == pytest.approx(2)
+
+
+def test_over_a_long_time_no_more_start_than_the_rate_allows() -> None:
+    limiter, started, pending = RateLimiter(5), 0, [f"t{n}" for n in range(500)]
+    now = 0.0
+    while now < 20:
+        for task_id in list(pending):
+            if limiter.wait(task_id, now) == 0:
+                started += 1
+                pending.remove(task_id)
+        now += 0.05
+    assert 5 * 20 - 1 <= started <= 5 * 20 + 5
+
+
+def test_slots_are_remembered_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "_REMEMBERED", 3)
+    limiter = RateLimiter(1)
+    for n in range(10):
+        limiter.wait(f"t{n}", 1000.0)
+    assert limiter.wait("t9", 1000.0) == pytest.approx(9)
+    assert limiter.wait("t1", 1000.0) == pytest.approx(10)

@@ -1,0 +1,119 @@
+"""Leases: renewed while the worker lives, whatever the task does; refused to whoever comes late."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import Counter
+
+import pytest
+from cluster import Cluster, until
+
+
+@pytest.mark.slow
+def test_a_ten_second_task_under_a_two_second_lease_runs_once(cluster: Cluster) -> None:
+    """F1, F2: sleeping, computing, and computing inside ``async def``, beside two idle workers that compete for them."""
+    cluster.configure(broker__lease=2.0, worker__concurrency=3)
+    cluster.worker()
+    tasks = [cluster.send(task, *args) for task, args in (("note", (0, 10)), ("spin", (10,)), ("spin_async", (10,)))]
+    for task in tasks:
+        cluster.ledger.wait_start(task.id)
+    cluster.worker()
+    cluster.worker()
+    for task in tasks:
+        task.get(timeout=30)
+    cluster.wait_empty()
+    time.sleep(0.5)
+    assert Counter(line["id"] for line in cluster.ledger.starts()) == {task.id: 1 for task in tasks}
+
+
+def test_two_workers_under_load_both_work(cluster: Cluster) -> None:
+    cluster.worker("--name", "one")
+    cluster.worker("--name", "two")
+    sent = cluster.send_many("note", [(n, 0.02) for n in range(200)])
+    cluster.wait_empty()
+    starts = cluster.ledger.starts()
+    assert sorted(line["id"] for line in starts) == sorted(result.id for result in sent)
+    share = Counter(line["worker"] for line in starts)
+    assert share.keys() == {"one", "two"}
+    assert min(share.values()) >= 40, share
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["the worker", "the worker and its children"])
+def test_a_worker_that_was_frozen_past_its_lease_cannot_end_what_another_has_taken_over(
+    cluster: Cluster, whole: bool
+) -> None:
+    """F4: another worker runs the task; the late end is refused; one result, nothing dead, nothing stuck."""
+    cluster.configure(broker__lease=1.0, worker__concurrency=1)
+    frozen = cluster.worker("--name", "frozen")
+    gates = [str(cluster.folder / name) for name in ("late", "new")]
+    task = cluster.send("gated", gates[0])
+    cluster.ledger.wait_start(task.id)
+    if whole:
+        frozen.tell_all(signal.SIGSTOP)
+    else:
+        frozen.tell(signal.SIGSTOP)
+
+    healthy = cluster.worker("--name", "healthy")
+    second = cluster.ledger.wait_start(task.id, number=2)
+    assert second["worker"] == "healthy"
+    # From here on the frozen worker is late: it wakes, and its child ends first or last.
+    frozen.tell_all(signal.SIGCONT)
+    (cluster.folder / "late").touch()
+    task.get(timeout=10)
+    frozen.logged("does not count")
+    cluster.wait_empty()
+    assert cluster.dead() == []
+    assert len(cluster.ledger.starts(task.id)) == 2
+
+    assert [cluster.send("add", n, n).get(timeout=10) for n in range(5)] == [0, 2, 4, 6, 8]
+    assert frozen.running
+    assert healthy.running
+
+
+def test_a_late_end_neither_stores_its_result_nor_settles_the_delivery(cluster: Cluster) -> None:
+    """F4: the frozen worker's child ended long ago, and its word arrives while the new holder still runs."""
+    cluster.configure(broker__lease=1.0, worker__concurrency=1)
+    frozen = cluster.worker("--name", "frozen")
+    task = cluster.send("whoami", 2.0)
+    cluster.ledger.wait_start(task.id)
+    frozen.tell(signal.SIGSTOP)
+    cluster.worker("--name", "healthy")
+    second = cluster.ledger.wait_start(task.id, number=2)
+    until(lambda: len(cluster.ledger.ends(task.id)) == 1, "the end in the frozen worker's child")
+    frozen.tell(signal.SIGCONT)
+    frozen.logged("does not count")
+    assert task.get(timeout=10) == second["pid"]
+    cluster.wait_empty()
+    assert cluster.dead() == []
+
+
+def test_a_worker_that_wakes_up_without_any_of_its_leases_goes_on_working(cluster: Cluster) -> None:
+    """F13: redelivered messages that it held back, and lost while it was frozen, do not use up its room for ever."""
+    cluster.configure(broker__lease=1.0, worker__concurrency=2)
+    first = cluster.worker()
+    # Work that is known to be quick is held in numbers; what a killed worker held comes back as redelivered.
+    cluster.send_many("note", [(n, 0.001) for n in range(300)])
+    cluster.wait_empty()
+    held = cluster.send_many("note", [(n, 0.001) for n in range(30)], countdown=0.3)
+    stuck = cluster.send_many("gated", [(str(cluster.folder / "gate"),)] * 2)
+    until(lambda: len(cluster.ledger.starts(task="shop.gated")) == 2, "both slots taken")
+    until(lambda: cluster.depth().leased > 2 or cluster.depth().ready == 30, "the rest is due")
+    first.kill_all()
+
+    frozen = cluster.worker("--name", "frozen")
+    until(lambda: len(cluster.ledger.starts(task="shop.gated")) == 4, "both slots taken again")
+    time.sleep(0.3)
+    frozen.tell(signal.SIGSTOP)
+    healthy = cluster.worker("--name", "healthy")
+    until(lambda: len(cluster.ledger.starts(task="shop.gated")) == 6, "both slots taken by another")
+    (cluster.folder / "gate").touch()
+    cluster.wait_empty()
+    frozen.tell(signal.SIGCONT)
+    healthy.end()
+    again = cluster.send_many("note", [(n, 0.001) for n in range(20)])
+    assert [result.get(timeout=20) for result in again] == list(range(20))
+    assert {line["worker"] for result in again for line in cluster.ledger.starts(result.id)} == {"frozen"}
+    assert [result.get(timeout=5) for result in held] == list(range(30))
+    assert [result.get(timeout=5) for result in stuck] == [None, None]
+    assert cluster.dead() == []
