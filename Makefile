@@ -4,7 +4,6 @@ DEV   := .venv/.ready-dev
 BIN   := .venv/bin
 SRC   := $(wildcard core/src plugins/*/src contrib/*/src)
 PROJECTS := pyproject.toml $(wildcard core/pyproject.toml plugins/*/pyproject.toml contrib/*/pyproject.toml)
-export WITH
 
 .PHONY: help setup demo test lint format types layers docs wheels bench clean
 help:          ## say what there is (the default)

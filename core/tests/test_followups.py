@@ -208,7 +208,7 @@ def test_callbacks_that_need_a_workflow_engine_are_refused_and_named_however_dee
     if deep:
         plain = composed("chain", call("a"), composed("group", call("b"), plain))
     with pytest.raises(DecodeError, match=f"is a {kind}, and no workflow engine is installed"):
-        followups.check_supported(Embed(**{where: [call("a"), plain]}))
+        followups.check_supported(Embed(**{where: [plain, call("a")]}))
 
 
 def test_a_group_before_the_end_of_a_chain_is_refused_because_nobody_would_join_it() -> None:

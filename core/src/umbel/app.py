@@ -10,7 +10,7 @@ import inspect
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Unpack, overload
 from zoneinfo import ZoneInfo
 
 import attrs
@@ -239,6 +239,7 @@ class Umbel:
         self,
         /,
         *,
+        bind: Literal[False] = False,
         name: str | None = None,
         base: type[Task[..., Any]] | None = None,
         **options: Unpack[DeclaredOptions],
@@ -249,7 +250,7 @@ class Umbel:
         self,
         /,
         *,
-        bind: bool,
+        bind: Literal[True],
         name: str | None = None,
         base: type[Task[..., Any]] | None = None,
         **options: Unpack[DeclaredOptions],

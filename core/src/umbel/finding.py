@@ -12,6 +12,9 @@ from typing import Any
 from umbel.app import MAIN_MODULES, Umbel
 from umbel.errors import UmbelError
 
+executing: set[str] = set()
+"""Scripts that are being run at this moment, to import the app that they hold."""
+
 
 def find_app(reference: str) -> Umbel:
     """Import the app named ``module``, ``module:attribute`` or ``file.py:attribute``.
@@ -69,6 +72,7 @@ def _run_file(place: str) -> Any:
     if spec is None or spec.loader is None or not path.is_file():
         raise UmbelError(f"there is no script {place!r}")
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    executing.add(name)
     try:
         spec.loader.exec_module(module)
     except BaseException as exc:
@@ -76,6 +80,8 @@ def _run_file(place: str) -> Any:
         if isinstance(exc, UmbelError) or not isinstance(exc, Exception):
             raise
         raise UmbelError(f"script {place!r} cannot be run: {type(exc).__name__}: {exc}") from exc
+    finally:
+        executing.discard(name)
     return module
 
 

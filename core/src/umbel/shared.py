@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Coroutine, Mapping
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Unpack, overload
 
 from umbel.declare import Declare, DeclareBound, DeclaredOptions
 from umbel.errors import UmbelError
@@ -84,13 +84,21 @@ def shared_task(function: Callable[P, R], /) -> Task[P, R]: ...
 
 @overload
 def shared_task(
-    *, name: str | None = None, base: type[Task[..., Any]] | None = None, **options: Unpack[DeclaredOptions]
+    *,
+    bind: Literal[False] = False,
+    name: str | None = None,
+    base: type[Task[..., Any]] | None = None,
+    **options: Unpack[DeclaredOptions],
 ) -> Declare: ...
 
 
 @overload
 def shared_task(
-    *, bind: bool, name: str | None = None, base: type[Task[..., Any]] | None = None, **options: Unpack[DeclaredOptions]
+    *,
+    bind: Literal[True],
+    name: str | None = None,
+    base: type[Task[..., Any]] | None = None,
+    **options: Unpack[DeclaredOptions],
 ) -> DeclareBound: ...
 
 

@@ -68,6 +68,7 @@ class Letter:
     def revived(self) -> Message:
         """The message as it was sent, for the queue that it came from: the same task id, and no trace of its death."""
         headers = {name: value for name, value in self.message.headers.items() if name not in BROKER_HEADERS}
+        headers |= {"retries": 0, "eta": None} if "retries" in headers else {}
         return evolve(self.message, queue=self.origin, headers=headers, due=None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -39,6 +40,7 @@ class Session:
             from umbel.app import Umbel
             from umbel.finding import find_app
 
+            self._enter_project()
             reference = self.reference or self._named_by_settings()
             if reference is None and required:
                 raise click.UsageError("this command needs your tasks: give -A MODULE, or set app in umbel.toml")
@@ -62,9 +64,17 @@ class Session:
         from umbel.settings.sources import load
 
         loaded = load(file=self.file, command_line=self.overrides)
-        if loaded.settings.app and loaded.file and loaded.provenance["app"].startswith(str(loaded.file)):
-            sys.path.insert(1, str(loaded.file.parent))  # the file may have been found above the working directory
         return loaded.settings.app
+
+    def _enter_project(self) -> None:
+        """Work in the folder of a settings file that was found above this one, so that what it names relative to itself
+        (modules, an SQLite file) is the same from every folder of the project."""
+        from umbel.settings.sources import load
+
+        if self.file is None and "UMBEL_CONFIG" not in os.environ and (found := load(command_line=self.overrides).file):
+            os.chdir(found.parent)
+            if sys.path[0] != str(found.parent):
+                sys.path.insert(1, str(found.parent))
 
     def _command_line(self) -> dict[str, str]:
         if self.reference is None or self.reference.partition(":")[0].endswith(".py"):  # a script is no setting

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args, get_origin, get_type_hints
 
@@ -64,21 +63,13 @@ def command(ctx: click.Context, session: Session, /, **options: str | None) -> N
       umbel -A tasks worker --queues default,mail --concurrency 4 --log-level debug
     """
     session.overrides.update({f"worker.{name}": value for name, value in options.items() if value is not None})
+    from umbel.worker.logs import log_to_stderr
+
     app = session.app(required=True)
-    _log_to_stderr(app.settings.worker.log_level)
+    log_to_stderr(app.settings.worker.log_level)
     worker = app.worker()
     click.echo(_banner(worker), err=True)
     ctx.exit(worker.run())
-
-
-def _log_to_stderr(level: str) -> None:
-    """Show the log, unless the application has arranged for its logging itself: then nothing of it is touched."""
-    if logging.root.handlers:
-        return
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
-    logging.root.addHandler(handler)
-    logging.root.setLevel(level)
 
 
 def _banner(worker: Worker) -> str:

@@ -202,7 +202,7 @@ def variable(key: Key) -> str:
 def option_name(key: Key) -> str:
     """The command line's name for a setting: ``--app``, ``--broker``, ``--concurrency``, or ``--set KEY``."""
     match key:
-        case ("broker" | "results" as name, "url") | ("worker", name) | (name,):
+        case ("broker" | "results" as name, "url") | ("worker", name) | ("app" as name,):
             return "--" + name.replace("_", "-")
     return f"--set {join_key(key)}"
 

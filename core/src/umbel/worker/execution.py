@@ -30,6 +30,7 @@ from umbel.protocol import Invocation
 from umbel.shared import live_app
 from umbel.task import Request, Task, _current
 from umbel.worker import followups
+from umbel.worker.logs import log_to_stderr
 from umbel.worker.outcomes import Records
 
 logger = logging.getLogger("umbel.task")
@@ -43,7 +44,7 @@ _CONCLUSIONS: Mapping[str, tuple[Verdict, type[errors.UmbelError]]] = {
 }
 
 
-def _load(app: str | None, token: int, command_line: Mapping[str, Any], file: str | None) -> Umbel:
+def _load(app: str | None, token: int, pid: int, command_line: Mapping[str, Any], file: str | None) -> Umbel:
     found = live_app(token)
     if found is None or (app is not None and found.reference != app):
         assert app is not None
@@ -51,6 +52,8 @@ def _load(app: str | None, token: int, command_line: Mapping[str, Any], file: st
         if found._loaded is None:
             found.configure(file=file, command_line=command_line)
     found.load_tasks()
+    if os.getpid() != pid:
+        log_to_stderr(found.settings.worker.log_level)
     return found
 
 
@@ -65,7 +68,7 @@ def make_executor(
     file: str | None,
 ) -> TaskExecutor:
     """The executor for this process (see ``ExecutorFactory``). In a child, its app is tied to the parent."""
-    found = _load(app, token, command_line, file)
+    found = _load(app, token, pid, command_line, file)
     if os.getpid() != pid:
         found.use_gateway(UplinkGateway(upcall))
     return TaskExecutor(found, hostname)
@@ -75,7 +78,7 @@ def preload(
     *, app: str | None, token: int, pid: int, hostname: str, command_line: Mapping[str, Any], file: str | None
 ) -> None:
     """Import what a child will need, once, in the process that children are forked from."""
-    found = _load(app, token, command_line, file)
+    found = _load(app, token, pid, command_line, file)
     _ = found.codec.accepted, found.codec.accepted_compression, found.result_codec.accepted, found.client
 
 

@@ -124,7 +124,7 @@ def _messages(
             return _messages(app, members[0], results, request, chain=rest) if members else []
         case "group":
             return [m for member in _members(plain) for m in _messages(app, member, results, request, chain=chain)]
-    options: dict[str, Any] = {k: v for k, v in signature.options.items() if k in _CALL_OPTIONS and v is not None}
+    options: dict[str, Any] = {k: v for k, v in signature.options.items() if k in _CALL_OPTIONS and v not in (None, "")}
     for name in ("eta", "expires"):  # JSON has no times
         if isinstance(moment := options.get(name), str):
             options[name] = datetime.fromtimestamp(protocol.parse_time(moment, app.timezone) or 0, UTC)

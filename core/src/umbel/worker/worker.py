@@ -8,7 +8,6 @@ import os
 import secrets
 import signal
 import socket
-import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Coroutine, Sequence
@@ -16,9 +15,8 @@ from contextlib import AsyncExitStack
 from types import FrameType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from umbel.app import MAIN_MODULES
 from umbel.errors import BrokerUnavailable, NotSupported, PluginError, SettingsError, UmbelError
-from umbel.finding import locate
+from umbel.finding import executing, locate
 from umbel.gateway import LocalGateway
 from umbel.ports.pool import ExecutorFactory, Pool, PoolContext
 from umbel.worker.control import Control
@@ -114,15 +112,15 @@ class Worker:
 
     def __init__(self, app: Umbel) -> None:
         """Make every component; nothing is connected yet. Raises ``SettingsError``, ``PluginError``, ``NotSupported``."""
-        if MAIN_MODULES[1] in sys.modules:
+        if executing:
             raise UmbelError(
-                "this script starts a worker when a child imports it: start it under `if __name__ == \"__main__\":`"
+                'this script starts a worker when a child imports it: start it under `if __name__ == "__main__":`'
             )
         self.app = app
         self.settings = app.settings
         app.load_tasks()
         chosen = self.settings.worker
-        self.name = chosen.name or f"umbel@{socket.gethostname()}"
+        self.name = chosen.name or f"umbel-{os.getpid()}@{socket.gethostname()}"
         self.incarnation = secrets.token_hex(4)
         self.queues: list[str] = list(chosen.queues) or [self.settings.default_queue]
         self.pool: Pool = app.plugins.make_pool(chosen.pool, chosen.pool_options)
@@ -263,8 +261,9 @@ class Worker:
         """Refuse at start what cannot be kept, in one sentence that names the setting."""
         codec = self.settings.codec
         if codec.serializer not in codec.accept:
+            accept = list(codec.accept)
             raise SettingsError(
-                [f'[codec] serializer is {codec.serializer!r}, which [codec] accept refuses: add it to accept = {list(codec.accept)}']
+                [f"[codec] serializer is {codec.serializer!r}, which [codec] accept = {accept} refuses: add it there"]
             )
         if self.settings.schedules:
             logger.warning("[schedules] is read and checked, but no scheduler is installed: nothing is sent on time")

@@ -274,7 +274,7 @@ class Database:
     # --- the connection, behind the gate ---------------------------------------------------------
 
     def _connect(self) -> sqlite3.Connection:
-        if self._connection is not None and self._identity == _identity(self.file):
+        if self._connection is not None:
             return self._connection
         self._disconnect()  # never opened, closed for a fork, or the file was replaced under us
         try:
@@ -402,4 +402,4 @@ def _after_fork_in_child() -> None:
     _forking = threading.Lock()
 
 
-os.register_at_fork(after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
