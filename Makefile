@@ -26,7 +26,7 @@ docs: $(DEV) .venv/.ready-docs    ## build the pages into docs/_build/html
 wheels: $(DEV) ## build every distribution, and gather what they depend on, into dist/
 	scripts/wheels dist
 bench: $(DEV) .venv/.ready-bench  ## measure against others, on the same work
-	$(BIN)/python benchmarks/run.py $(ARGS)
+	$(BIN)/python benchmarks/embedded.py $(ARGS)
 clean:         ## remove everything that these commands made
 	rm -rf .venv dist docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 

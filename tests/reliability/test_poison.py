@@ -49,11 +49,12 @@ def test_a_task_that_kills_its_child_starts_three_times_and_goes_to_the_dead_let
 def test_a_task_that_kills_its_whole_worker_starts_three_times_and_takes_no_other_along(cluster: Cluster) -> None:
     """F16: the count survives the worker; what the worker ran beside it, or merely held, is not blamed."""
     cluster.configure(broker__lease=1.0)
-    worker = cluster.worker(wait=False)
+    worker = cluster.worker()
+    cluster.send_many("note", [(n,) for n in range(300)])  # quick work, so that more of it is held
+    cluster.wait_empty()
     beside = cluster.send("note", "beside", 0.3)
     killer = cluster.send("kill_worker")
-    held = cluster.send_many("note", [(n, 0.01) for n in range(30)])
-    worker.wait_ready()
+    held = cluster.send_many("note", [(n,) for n in range(30)])
     deaths = 0
     end = time.monotonic() + 60
     while not cluster.empty():

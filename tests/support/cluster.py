@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import secrets
@@ -246,6 +247,16 @@ class Cluster:
         self.workers.append(worker)
         return worker.wait_ready() if wait else worker
 
+    def freeze(self, worker: WorkerProcess, *, children: bool = True) -> None:
+        """SIGSTOP to a worker, but not while it holds the lock of a file, which would freeze the whole cluster."""
+        frozen = worker.family if children else [worker.pid]
+        while True:
+            send(frozen, signal.SIGSTOP)
+            if all(map(_lockable, self.folder.glob("*-lock"))):
+                return
+            send(frozen, signal.SIGCONT)
+            time.sleep(0.001)
+
     def umbel(self, *arguments: str, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
         """Run one command of ``umbel`` to its end."""
         return self.run("-m", "umbel", *arguments, timeout=timeout)
@@ -337,6 +348,18 @@ class Cluster:
             lines = worker.text.splitlines()
             print(f"--- {worker.log.name} (exit {worker.process.returncode}, {len(lines)} lines)")
             print("\n".join(lines[-_LOG_SHOWN:]))
+
+
+def _lockable(file: Path) -> bool:
+    end = time.monotonic() + 0.2  # another process may hold it for a moment
+    with file.open("rb") as opened:
+        while True:
+            try:
+                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    return False
 
 
 @pytest.fixture

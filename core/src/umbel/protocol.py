@@ -389,7 +389,8 @@ def exception_to_plain(exc: BaseException) -> dict[str, Any]:
         return {"exc_type": name, "exc_message": [exc.message], "exc_module": module}
     cls = type(exc)
     module, name = _ALIASES.get(cls, (cls.__module__, cls.__qualname__))
-    return {"exc_type": name, "exc_message": list(exc.args), "exc_module": module}
+    args = exc.args if isinstance(exc.args, tuple) else ()  # a class may redefine it
+    return {"exc_type": name, "exc_message": list(args), "exc_module": module}
 
 
 def exception_from_plain(data: Any, traceback: object = None) -> BaseException:

@@ -121,7 +121,7 @@ def test_plugins_are_compared_by_identity() -> None:
                 return True
             raise RuntimeError("compared")
 
-        __hash__ = None  # type: ignore[assignment]
+        __hash__ = None  # type: ignore[assignment]  # on purpose: a plugin that cannot be hashed
 
         @hookimpl
         def umbel_before_task(self) -> None: ...
@@ -378,7 +378,7 @@ def test_the_password_is_not_in_a_drivers_name(install: Install) -> None:
 
 def test_a_class_in_code_is_constructed(install: Install) -> None:
     install("umbel-x", {}, {"umbel_x": DRIVERS})
-    from umbel_x import FakeTransport  # type: ignore[import-not-found]
+    from umbel_x import FakeTransport  # type: ignore[import-not-found]  # written by this test
 
     plugins = PluginManager()
     transport = plugins.make_transport(FakeTransport)
@@ -531,7 +531,7 @@ def test_configure_calls_everybody() -> None:
     plugins = PluginManager()
     plugins.register(listener(lambda app: heard.append(app), "umbel_configure"))
     plugins.register(listener(lambda: heard.append("b"), "umbel_configure"))
-    plugins.configure("app")  # type: ignore[arg-type]
+    plugins.configure("app")  # type: ignore[arg-type]  # any object will do as an app here
     assert heard == ["b", "app"]
 
 
@@ -543,7 +543,7 @@ def test_configure_names_who_failed_and_lets_settings_errors_through() -> None:
     clumsy, strict = (listener(f, "umbel_configure") for f in (lambda: 1 / 0, complain))
     plugins.register(clumsy, "clumsy")
     with pytest.raises(PluginBroken, match="'clumsy' failed in umbel_configure"):
-        plugins.configure("app")  # type: ignore[arg-type]
+        plugins.configure("app")  # type: ignore[arg-type]  # any object will do as an app here
     plugins.register(strict, "strict")
     with pytest.raises(SettingsError, match="dsn is missing"):
-        plugins.configure("app")  # type: ignore[arg-type]
+        plugins.configure("app")  # type: ignore[arg-type]  # any object will do as an app here

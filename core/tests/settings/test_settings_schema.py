@@ -47,7 +47,7 @@ def test_every_field_has_one_sentence_of_help(cls: Any) -> None:
 
 def test_settings_are_frozen() -> None:
     with pytest.raises(FrozenInstanceError):
-        Settings().default_queue = "other"  # type: ignore[misc]
+        Settings().default_queue = "other"  # type: ignore[misc]  # that it is frozen is the point
 
 
 def test_defaults() -> None:

@@ -177,7 +177,7 @@ def preload(**arguments: Any) -> None:
     PRELOADED = os.getpid()
 
 
-make.preload = preload  # type: ignore[attr-defined]
+make.preload = preload  # type: ignore[attr-defined]  # what a fork server looks for
 
 
 def make_letting(upcall: Any) -> Letting:
@@ -193,10 +193,10 @@ def make_import_error(upcall: Any) -> Executor:
 
 
 def _import_error() -> None:
-    import no_such_module_of_the_application  # noqa: F401
+    import no_such_module_of_the_application  # noqa: F401  # imported to fail
 
 
-make_import_error.preload = _import_error  # type: ignore[attr-defined]
+make_import_error.preload = _import_error  # type: ignore[attr-defined]  # what a fork server looks for
 
 
 def make_dying(upcall: Any) -> Executor:

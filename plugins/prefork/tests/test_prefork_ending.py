@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from harness import HERE, alive, children_of, eventually, rig
+from prefork_harness import HERE, alive, children_of, eventually, rig
 
 from umbel.errors import UmbelError
 from umbel.model import Ending
@@ -336,7 +336,7 @@ def test_a_fork_server_that_does_not_kill_is_given_up(monkeypatch: pytest.Monkey
 
 WORKER = """
 import asyncio, sys
-from harness import rig
+from prefork_harness import rig
 async def main():
     async with rig(2) as r:
         r.submit("sleep", 60)

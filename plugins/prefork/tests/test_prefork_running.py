@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import alive, eventually, rig
+from prefork_harness import alive, eventually, rig
 
 from umbel.errors import UmbelError
 from umbel.model import Ending
@@ -268,7 +268,7 @@ def test_a_held_logging_lock_in_the_worker_does_not_hang_the_children() -> None:
         handler = logging.NullHandler()
         logging.getLogger().addHandler(handler)
         handler.createLock()
-        lock = logging._lock  # type: ignore[attr-defined]
+        lock = logging._lock  # type: ignore[attr-defined]  # the lock that logging keeps to itself is the point
         with lock:
             held.set()
             release.wait(20)

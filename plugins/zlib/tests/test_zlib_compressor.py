@@ -89,7 +89,7 @@ def test_the_bomb_is_a_stream_that_a_larger_limit_would_read_on() -> None:
 
 @pytest.mark.parametrize("pack", [zlib.compress, gzip.compress])
 def test_a_truncated_stream_is_refused_wherever_it_breaks_off(pack: object) -> None:
-    whole = pack(b"body of a task" * 20)  # type: ignore[operator]
+    whole = pack(b"body of a task" * 20)  # type: ignore[operator]  # a table of functions
     for length in range(len(whole)):
         with pytest.raises(DecodeError, match="truncated"):
             ZLIB.decompress(whole[:length], LIMIT)

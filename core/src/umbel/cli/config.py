@@ -113,5 +113,5 @@ def _uses(app: Umbel) -> Iterator[Callable[[], object]]:
     for name in settings.codec.accept:
         yield lambda name=name: app.codec.serializer(name)  # type: ignore[misc]  # the default binds the loop's variable
     for name in filter(None, (settings.codec.compression, *settings.codec.accept_compression)):
-        yield lambda name=name: app.codec.compressor(name)  # type: ignore[misc]
+        yield lambda name=name: app.codec.compressor(name)  # type: ignore[misc]  # the default binds the loop's variable
     yield lambda: plugins.make_pool(settings.worker.pool, settings.worker.pool_options)

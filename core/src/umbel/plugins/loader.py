@@ -119,7 +119,7 @@ def construct(
         if options:
             from umbel.settings.structure import structure_options
 
-            more["options"] = structure_options(cls.Options, options, where=table)  # type: ignore[attr-defined]
+            more["options"] = structure_options(cls.Options, options, where=table)  # type: ignore[attr-defined]  # the table of kinds says which classes have options
     try:
         return cls(*arguments, **more)
     except UmbelError:

@@ -14,7 +14,7 @@ from attrs import frozen
 
 from umbel.capabilities import PoolCapabilities
 from umbel.model import Completion, Job
-from umbel.ports.transport import NoOptions
+from umbel.ports.options import NoOptions
 
 Upcall = Callable[[str, Any], Any]
 """``upcall(verb, payload) -> reply``: how running code asks its worker to do I/O. Blocks the calling thread."""
@@ -33,7 +33,11 @@ class Executor(Protocol):
 
 @frozen(kw_only=True)
 class ExecutorFactory:
-    """How to make an executor in any process: a dotted ``module:function`` and plain arguments for it."""
+    """How to make an executor in any process: a dotted ``module:function`` and plain arguments for it.
+
+    The function may carry an attribute ``preload``, to be called with the arguments alone in a process that children are
+    forked from: it imports what they will all need.
+    """
 
     target: str
     arguments: Mapping[str, Any]
@@ -94,7 +98,10 @@ class Pool(ABC):
 
     @abstractmethod
     def completions(self) -> AsyncIterator[Sequence[Completion]]:
-        """Ends of jobs, in batches, until ``stop`` has ended and everything is reported. One iterator in a pool's life."""
+        """Ends of jobs, in batches, until ``stop`` has ended and everything is reported. One iterator in a pool's life.
+
+        A batch may be empty: it says that ``free`` has grown for another reason (a child became ready).
+        """
 
     @abstractmethod
     async def recall(self) -> None:
@@ -104,7 +111,8 @@ class Pool(ABC):
     async def cancel(self, job_id: int, *, force: bool) -> bool:
         """End one job: RETURNED if it has not started, otherwise CANCELLED.
 
-        Raises ``TaskCancelled`` in the running task; with ``force``, kills the child that runs exactly this job.
+        Raises ``TaskCancelled`` in the running task; with ``force``, kills the child that runs exactly this job. True says
+        that this is on its way: a job that ends in the same moment, or whose executor catches the exception, is DONE.
         False if the job has ended already or the pool cannot (capability ``cancel_running``).
         """
 

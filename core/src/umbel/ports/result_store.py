@@ -14,7 +14,7 @@ from attrs import frozen
 from umbel.capabilities import ResultStoreCapabilities
 from umbel.model import Lease, Result
 from umbel.ports.clock import Clock, SystemClock
-from umbel.ports.transport import NoOptions
+from umbel.ports.options import NoOptions
 
 
 class ResultStore(ABC):

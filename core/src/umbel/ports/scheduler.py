@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from umbel.capabilities import SchedulerCapabilities
 from umbel.model import Lease, ScheduleEntry
 from umbel.ports.clock import Clock, SystemClock
-from umbel.ports.transport import NoOptions
+from umbel.ports.options import NoOptions
 
 
 class Scheduler(ABC):

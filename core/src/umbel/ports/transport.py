@@ -17,11 +17,7 @@ from attrs import frozen
 from umbel.capabilities import TransportCapabilities
 from umbel.model import Delivery, Message, QueueSpec, Settlement
 from umbel.ports.clock import Clock, SystemClock
-
-
-@frozen
-class NoOptions:
-    """Options of a driver that has none."""
+from umbel.ports.options import NoOptions
 
 
 class Credit:

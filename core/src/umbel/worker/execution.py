@@ -115,12 +115,13 @@ class TaskExecutor:
                 outcome = self._run(message, queue, count, started)
             else:
                 outcome = self._conclude(message, queue, count, *_CONCLUSIONS[mode], detail)
-        except (
-            SoftTimeLimitExceeded
-        ) as exc:  # it came while the outcome was being written: the time was up all the same
-            outcome = self._records.ended(Verdict.FAILURE, message, exc, detail=repr(exc))
         except TaskCancelled:
             outcome = Outcome(verdict=Verdict.CANCELLED, task_id=message.id, task=message.task)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:  # the soft limit, or a fault, while the outcome was being written
+            logger.exception("task %s[%s]: its outcome could not be written", message.task, message.id)
+            outcome = self._records.ended(Verdict.FAILURE, message, exc, detail=_line(exc))
         return outcome.to_plain()
 
     # --- steps ---
@@ -173,11 +174,13 @@ class TaskExecutor:
         except Reject as exc:
             verdict = Verdict.REQUEUED if exc.requeue else Verdict.REJECTED
             if exc.requeue:
-                return Outcome(verdict=verdict, task_id=request.id, task=task.name, detail=str(exc.reason))
+                return Outcome(verdict=verdict, task_id=request.id, task=task.name, detail=_text(exc.reason))
             return self._failed(request, queue, exc, verdict)
         except TaskCancelled:
             return Outcome(verdict=Verdict.CANCELLED, task_id=request.id, task=task.name)
-        except Exception as exc:
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
             options = task.options
             spent = options.max_retries is not None and request.retries >= options.max_retries
             wanted = isinstance(exc, options.autoretry_for) and not isinstance(exc, options.dont_autoretry_for)
@@ -265,6 +268,11 @@ class TaskExecutor:
     ) -> Outcome:
         """An end that is not success: its record, its errbacks, and the same record for the rest of its chain."""
         results = list(self._record(request, queue, state, exc, traceback=traceback))
+        try:
+            messages = followups.on_failure(self._app, request)
+        except Exception:  # an errback may name a plugin that is not there; that must not hide why the task failed
+            logger.exception("the errbacks of task %s[%s] cannot be sent", request.task.name, request.id)
+            messages = []
         for plain in request.invocation.embed.chain if state is State.FAILURE else ():
             if later := (plain.get("options") or {}).get("task_id"):
                 results += self._records.final(str(later), state, exc, headers={"task": plain["task"]})
@@ -273,7 +281,7 @@ class TaskExecutor:
             task_id=request.id,
             task=request.task.name,
             results=tuple(results),
-            follow_ups=tuple(followups.on_failure(self._app, request)),
+            follow_ups=tuple(messages),
             detail=_line(exc),
             traceback=traceback,
         )
@@ -342,11 +350,15 @@ class TaskExecutor:
 _OWN_FILES = frozenset({__file__, task_module.__file__, runners.__file__, base_events.__file__})
 
 
-def _line(exc: BaseException) -> str:
+def _text(value: object) -> str:
     try:
-        return f"{type(exc).__name__}: {exc}"[:1000]
+        return str(value)[:1000]
     except Exception:  # a user's __str__ may raise anything
-        return type(exc).__name__
+        return "<unprintable>"
+
+
+def _line(exc: BaseException) -> str:
+    return f"{type(exc).__name__}: {_text(exc)}"[:1000]
 
 
 def _format(exc: BaseException) -> str:

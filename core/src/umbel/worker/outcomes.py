@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from umbel import protocol
@@ -45,7 +45,7 @@ class Records:
         extra: dict[str, Any] = {}
         if self._results.extended:
             args, kwargs = call or ([], {})
-            extra = {
+            wanted = {
                 "name": headers.get("task"),
                 "args": list(args),
                 "kwargs": dict(kwargs),
@@ -53,8 +53,9 @@ class Records:
                 "retries": headers.get("retries") or 0,
                 "queue": queue,
             }
+            extra = {name: self._plain_or_repr(item) for name, item in wanted.items()}
 
-        def encode(result: Any) -> Encoded:
+        def encode(result: Any, traceback: str | None = None) -> Encoded:
             document = protocol.result_document(
                 task_id,
                 state,
@@ -62,13 +63,14 @@ class Records:
                 traceback=traceback,
                 children=[[[child, task_id], None] for child in children],
                 done=None if state is State.RETRY else self._app.clock.time(),
-                group_id=headers.get("group"),
-                parent_id=headers.get("parent_id"),
+                group_id=_text(headers.get("group")),
+                parent_id=_text(headers.get("parent_id")),
                 extra=extra,
             )
             return self._app.result_codec.encode(document)
 
-        encoded = self._encode_exception(encode, value) if isinstance(value, BaseException) else encode(value)
+        is_exception = isinstance(value, BaseException)
+        encoded = self._encode_exception(encode, value, traceback) if is_exception else encode(value)
         return (
             Result(
                 task_id=task_id,
@@ -80,15 +82,20 @@ class Records:
             ),
         )
 
-    def _encode_exception(self, encode: Any, exc: BaseException) -> Encoded:
-        """An exception's arguments as they are where they can be serialised, otherwise as their repr."""
+    def _encode_exception(
+        self, encode: Callable[[Any, str | None], Encoded], exc: BaseException, traceback: str | None
+    ) -> Encoded:
+        """As it is where that can be stored; else with the repr of its arguments; where that is too large, cut short."""
         plain = protocol.exception_to_plain(exc)
         try:
-            encoded: Encoded = encode(plain)
+            return encode(plain, traceback)
         except EncodeError:
-            message = [self._plain_or_repr(arg) for arg in plain["exc_message"]]
-            encoded = encode({**plain, "exc_message": message})
-        return encoded
+            plain["exc_message"] = [self._plain_or_repr(arg) for arg in plain["exc_message"]]
+        try:
+            return encode(plain, traceback)
+        except EncodeError:
+            plain["exc_message"] = [protocol.short_repr(plain["exc_message"])]
+            return encode(plain, traceback and traceback[-protocol.REPR_LIMIT :])
 
     def _plain_or_repr(self, value: Any) -> Any:
         try:
@@ -115,3 +122,7 @@ class Records:
             results=() if ignored else self.final(message.id, state, exc, headers=message.headers),
             detail=detail or str(exc),
         )
+
+
+def _text(header: Any) -> str | None:
+    return header if isinstance(header, str) else None

@@ -25,6 +25,7 @@ from umbel.model import (
     Message,
     Outcome,
     Settlement,
+    State,
     TaskOptions,
     Verdict,
     evolve,
@@ -180,7 +181,9 @@ class SettlementStep(Step):
             if (held := self.held.get(completion.job_id)) is None:
                 continue
             if completion.ending is Ending.DONE and completion.payload is not None:
-                self.end(held, Outcome.from_plain(completion.payload))
+                outcome = Outcome.from_plain(completion.payload)
+                stopped = outcome.verdict is Verdict.CANCELLED and outcome.task_id in self._worker.revoked
+                self.end(held, self._revoked(held) if stopped else outcome)
             else:
                 self._end_without_word(held, completion)
 
@@ -192,7 +195,8 @@ class SettlementStep(Step):
         if held.concluding is not None and verdict is not Verdict.RETURNED:  # even the conclusion died: no more of it
             verdict, held.starts = held.concluding, max(held.starts, held.max_deliveries)
         elif verdict is Verdict.CANCELLED and message.id in self._worker.revoked:
-            verdict = Verdict.REVOKED
+            self.end(held, self._revoked(held))
+            return
         elif verdict is Verdict.TIMED_OUT:
             detail = f"{held.options.time_limit or (message.headers.get('timelimit') or [''])[0]:g}"
         outcome = Outcome(verdict=verdict, task_id=message.id, task=message.task, detail=detail)
@@ -208,6 +212,10 @@ class SettlementStep(Step):
             exc = (errors.TimeLimitExceeded if verdict is Verdict.TIMED_OUT else errors.WorkerLost)(detail)
             outcome = self._worker.records.ended(verdict, message, exc, detail=detail)
         self.end(held, outcome)
+
+    def _revoked(self, held: Held) -> Outcome:
+        exc = errors.TaskRevoked("terminated")
+        return self._worker.records.ended(Verdict.REVOKED, held.delivery.message, exc, state=State.REVOKED)
 
     def end(self, held: Held, outcome: Outcome) -> None:
         """A delivery has come to its outcome; it is settled soon."""

@@ -274,7 +274,7 @@ class Database:
     # --- the connection, behind the gate ---------------------------------------------------------
 
     def _connect(self) -> sqlite3.Connection:
-        if self._connection is not None:
+        if self._connection is not None and self._identity == _identity(self.file):
             return self._connection
         self._disconnect()  # never opened, closed for a fork, or the file was replaced under us
         try:
