@@ -419,10 +419,9 @@ def plugins() -> str:
         parts.append(_readme(folder))
     matrix = []
     for group, drivers in sorted(declared.items()):
-        names = sorted(drivers)
-        words = list(next(iter(drivers.values())))
-        cells = [(code(word), *(_shown(drivers[name][word]) for name in names)) for word in words]
-        matrix += [f"### Of {_kind(group)}s", table(("capability", *map(code, names)), cells)]
+        columns = sorted(drivers)
+        cells = [(code(word), *(_shown(drivers[name][word]) for name in columns)) for word in drivers[columns[0]]]
+        matrix += [f"### Of {_kind(group)}s", table(("capability", *map(code, columns)), cells)]
     head = table(("plugin", "distribution", "offers", "what it is"), rows)
     return page("## All of them", head, "## Declared capabilities", *matrix, *parts)
 
@@ -472,13 +471,14 @@ def _options(name: str, group: str, driver: Any) -> Iterator[str]:
 
 
 def _readme(folder: Path) -> str:
-    """The README below its title, its headings a level deeper."""
+    """The README below its title, its headings a level deeper, its links to neighbours as plain text."""
     text = (folder / "README.md").read_text().strip()
     _, _, below = text.partition("\n")
     lines, fenced = [], False
     for line in below.splitlines():
         fenced ^= line.startswith("```")
         heading = not fenced and re.match(r"#+ ", line)
+        line = line if fenced else re.sub(r"\[([^\]]+)\]\((?!https?:|#)[^)]+\)", r"\1", line)
         lines.append(f"#{line}" if heading else "```text" if line == "```" and fenced else line)
     return "\n".join(lines)
 

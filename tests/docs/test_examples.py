@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import cast
 
 import click
 import pytest
@@ -54,12 +55,8 @@ def outcomes(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Mapping[Path, Future[subprocess.CompletedProcess[str]]]]:
     """What running each selected page came to; a few run at once, for most of their time is spent waiting."""
-    specs = [
-        item.callspec
-        for item in request.session.items
-        if isinstance(item, pytest.Function) and hasattr(item, "callspec")
-    ]
-    chosen = dict.fromkeys(spec.params["page"] for spec in specs if "page" in spec.params)
+    specs = [getattr(item, "callspec", None) for item in request.session.items]
+    chosen = dict.fromkeys(cast("Path", spec.params["page"]) for spec in specs if spec and "page" in spec.params)
     with ThreadPoolExecutor(3) as threads:
         yield {page: threads.submit(run, page, tmp_path_factory.mktemp("page")) for page in chosen}
 
