@@ -185,10 +185,14 @@ class Broker:
         """Consumers hang without a word."""
         self.hang: set[str] = set()
         """Verbs that never answer."""
+        self.fail: list[str] = []
+        """Verbs whose next call fails with nothing done."""
         self.lose_answers: list[str] = []
         """Verbs whose next call is carried out, and whose answer is lost."""
         self.refuse: Callable[[Message], bool] = lambda _: False
         self.stall_close = False
+        self.pace = 1.0
+        """How long a second of a returned message's delay lasts."""
         self.sessions = 0
         self.closed = 0
         self.log: list[tuple[str, tuple[str, ...]]] = []
@@ -270,7 +274,8 @@ class Broker:
             if settlement.action is Action.REQUEUE:
                 entry.fence += 1
                 entry.count -= not settlement.counted
-                entry.leased, entry.hidden_until = False, now + settlement.delay if settlement.delay else 0.0
+                entry.leased = False
+                entry.hidden_until = now + settlement.delay * self.pace if settlement.delay else 0.0
             else:
                 self.entries.remove(entry)
             if settlement.action is Action.DEAD:
@@ -307,6 +312,9 @@ class FakeTransport(Transport, Broadcaster):
             await asyncio.Event().wait()
         if self.broker.down or self.closed:
             raise BrokerUnavailable("the fake broker is down" if self.broker.down else "the session is closed")
+        if verb in self.broker.fail:
+            self.broker.fail.remove(verb)
+            raise BrokerUnavailable(f"{verb} did not get through")
         answer = work()
         self.broker.log.append((verb, tuple(ids)))
         if verb in self.broker.lose_answers:
@@ -418,6 +426,8 @@ class Shelf:
         self.history: list[tuple[str, str]] = []
         """Task id and state of every put that was carried out, in order."""
         self.down = False
+        self.tries = 0
+        """Puts, carried out or not."""
 
     def document(self, task_id: str) -> dict[str, Any]:
         document: dict[str, Any] = json.loads(self.records[task_id].document)
@@ -440,6 +450,7 @@ class FakeStore(ResultStore):
             raise ResultStoreUnavailable("the fake store is down")
 
     async def put(self, results: Sequence[Result]) -> None:
+        self.shelf.tries += 1
         await self._check()
         for result in results:
             self.shelf.history.append((result.task_id, result.state))
@@ -488,7 +499,7 @@ class FakePool(Pool):
         self.waiting: OrderedDict[int, Job] = OrderedDict()
         self.running: OrderedDict[int, Job] = OrderedDict()
         self.submitted: list[Job] = []
-        self.reserve = 0
+        self.reserve = fakes.reserve
         self.overfilled = False
         """More was submitted at once than ``free`` had asked for."""
         self._work: queue.SimpleQueue[int | None] = queue.SimpleQueue()
@@ -607,6 +618,8 @@ class Fakes:
         self.shelf = Shelf()
         self.pools: list[FakePool] = []
         self.pool_error: Exception | None = None
+        self.reserve = 0
+        """How many jobs a pool wants waiting beyond those it runs."""
         self.fates: dict[str, list[Ending]] = {}
         """By task name: how its next jobs end without being run."""
         self.made: list[str] = []

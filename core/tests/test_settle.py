@@ -31,7 +31,7 @@ ALWAYS = {
     Verdict.TIMED_OUT: (ACK, 0, True),
     Verdict.REJECTED: (DEAD, 0, True),
     Verdict.UNREADABLE: (DEAD, 0, True),
-    Verdict.REQUEUED: (REQUEUE, 0, True),
+    Verdict.REQUEUED: (REQUEUE, 1, False),
     Verdict.CANCELLED: (REQUEUE, 0, False),
     Verdict.RETURNED: (REQUEUE, 0, False),
 }

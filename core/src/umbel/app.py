@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Unpack, overload
 from zoneinfo import ZoneInfo
@@ -217,6 +218,32 @@ class Umbel:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    @contextmanager
+    def overridden(
+        self, settings: Mapping[str, Any], *, clock: Clock, plugins: Sequence[object] = ()
+    ) -> Iterator[None]:
+        """Other settings, another clock and more plugins while the block lasts: how a test puts any app in memory.
+
+        ``settings`` has dotted keys and wins over every source. What the app had made is put aside and in force again
+        afterwards; what it makes meanwhile is closed. Not thread-safe: nobody else may use the app at either end.
+        """
+        before = dict(vars(self))
+        self._loaded = self._plugins = self._codec = self._result_codec = None
+        self._client = self._gateway = self._runtime = None
+        self._sources = {**self._sources, "command_line": {**self._sources["command_line"], **settings}}
+        self._extra_plugins, self.clock = (*self._extra_plugins, *plugins), clock
+        self._forget_options()
+        try:
+            yield
+        finally:
+            self.close()
+            vars(self).update(before)
+            self._forget_options()
+
+    def _forget_options(self) -> None:
+        for task in self.tasks.values():
+            vars(task).pop("options", None)  # a cached property
 
     def after_fork(self) -> None:
         """Called in the child of a fork."""

@@ -7,6 +7,8 @@ its parent through ``UplinkGateway``. Tasks and result handles know only ``Gatew
 from __future__ import annotations
 
 import asyncio
+import atexit
+import os
 import random
 import threading
 import time
@@ -74,6 +76,8 @@ class LocalGateway(Gateway):
         self._store: ResultStore | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._lock = threading.Lock()
+        self._pid = os.getpid()
+        atexit.register(self.close)
 
     # --- components: made on any thread, used on the I/O loop ---
 
@@ -125,12 +129,15 @@ class LocalGateway(Gateway):
             await store.close()
 
     def close(self) -> None:
-        """Close everything and end the loop. Blocks for some seconds at most."""
-        if self.runtime.running or self._transport is not None:  # a blocking publisher needs no loop until now
-            try:
+        """Close everything and end the loop; done at the process's exit too. Blocks for some seconds at most."""
+        atexit.unregister(self.close)
+        if self._pid != os.getpid():  # after a fork, what there is belongs to the parent
+            return
+        try:
+            if self._transport is not None or self._store is not None:
                 self.runtime.call(self.close_components(), timeout=5)
-            finally:
-                self.runtime.stop()
+        finally:
+            self.runtime.stop()
 
     # --- operations, on the I/O loop ---
 

@@ -122,7 +122,8 @@ class Settlement:
     delay: float = 0.0
     """REQUEUE: seconds until it may be handed out again."""
     counted: bool = True
-    """REQUEUE: whether this handing-out stays in the count; False for work that was given back unstarted."""
+    """REQUEUE: whether this handing-out, and its start if one was marked, stay in the counts; False for work that was
+    given back unstarted, or that has run to its end."""
     cause: str = ""
     """DEAD: why, in one line; kept in the header ``umbel-dead-cause``."""
 

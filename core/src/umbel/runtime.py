@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import concurrent.futures
 import contextlib
 import os
@@ -57,7 +56,6 @@ class LoopThread:
         self._thread.start()
         started.wait()
         self._loop = loop
-        atexit.register(self.stop)
 
     @property
     def running(self) -> bool:
@@ -93,7 +91,6 @@ class LoopThread:
             return
         loop, thread = self._loop, self._thread
         self._loop = self._thread = None
-        atexit.unregister(self.stop)
         if loop is not None and thread is not None:
             with contextlib.suppress(RuntimeError):  # closed already
                 loop.call_soon_threadsafe(loop.stop)

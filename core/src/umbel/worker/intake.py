@@ -8,11 +8,11 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from umbel.errors import BrokerUnavailable, DecodeError, TaskRevoked
-from umbel.model import Delivery, Job, Outcome, QueueSpec, State, TaskOptions, Verdict
+from umbel.model import Delivery, Outcome, QueueSpec, State, TaskOptions, Verdict
 from umbel.ports.transport import Credit
 from umbel.protocol import parse_time
 from umbel.worker import settle
@@ -51,7 +51,7 @@ class Intake(Step):
     async def start(self, worker: Worker) -> None:
         self.refill()
         self._session = asyncio.create_task(self._consume(), name="umbel-intake")
-        self._session.add_done_callback(self._ended)
+        worker.watch(self._session)
 
     async def stop(self, worker: Worker) -> None:
         if self._session is not None:
@@ -60,10 +60,6 @@ class Intake(Step):
         for held in list(self._suspects):
             self._worker.settlement.end(held, _returned(held))
         self._suspects.clear()
-
-    def _ended(self, session: asyncio.Task[None]) -> None:
-        if not session.cancelled() and (exc := session.exception()) is not None:
-            self._worker.fail(exc)
 
     def refill(self) -> None:
         """Let the broker hand out as much as the pool asks for, within the bound of the settings."""
@@ -87,7 +83,7 @@ class Intake(Step):
                             batch = await anext(stream)
                         self.last_poll, pause = time.monotonic(), _RETRY_PAUSE[0]
                         if batch:
-                            await self._admit(batch)
+                            await _to_its_end(self._admit(batch))
             except (BrokerUnavailable, TimeoutError) as exc:
                 silent = f"the broker has been silent for {self._worker.settings.worker.watchdog:g} s"
                 reason = silent if isinstance(exc, TimeoutError) else exc
@@ -110,24 +106,36 @@ class Intake(Step):
     # --- admission ---
 
     async def _admit(self, batch: Sequence[Delivery]) -> None:
-        jobs: list[Job] = []
+        ready: list[Held] = []
         for delivery in batch:
             if self._received:
                 self._received(delivery=delivery)
             held = self._worker.settlement.hold(delivery, self._options(delivery))
             if (outcome := self._refusal(held)) is not None:
                 self._worker.settlement.end(held, outcome)
-            elif delivery.count > 1:
+            elif delivery.count > 1 and self._may_crash(delivery):
                 self._suspects.append(held)
             else:
-                jobs.append(self._worker.settlement.job(held))
-        early = [self._worker.settlement.held[job.id] for job in jobs]
-        if early := [held for held in early if held.options.ack == "early"]:
-            await self._worker.settlement.acknowledge_early(early)
-        if jobs:
-            self._worker.pool.submit(jobs)
+                ready.append(held)
+        await self._start(ready)
         await self.admit_suspects()
         self.refill()
+
+    async def _start(self, batch: Sequence[Held]) -> None:
+        """Hand deliveries to the pool, after acknowledging those that want it early.
+
+        Raises ``BrokerUnavailable``; then all of them are given back.
+        """
+        settlement = self._worker.settlement
+        if early := [held for held in batch if held.options.ack == "early"]:
+            try:
+                await settlement.acknowledge_early(early)
+            except BrokerUnavailable:
+                for held in batch:
+                    settlement.end(held, _returned(held))
+                raise
+        if jobs := [settlement.job(held) for held in batch if held.job_id in settlement.held]:
+            self._worker.pool.submit(jobs)
 
     async def admit_suspects(self) -> None:
         """Start redelivered messages, a few at a time, each start recorded first.
@@ -135,12 +143,17 @@ class Intake(Step):
         Their last handing-out may have ended in a crash that they caused. A worker that is killed then leaves at most as
         many recorded starts as it has slots, and what it merely held is not blamed.
         """
+        while self._suspects and await self._admit_some():
+            pass  # some leases had passed to others: there is room for more, and nothing else would come to start them
+
+    async def _admit_some(self) -> bool:
+        """Start as many redelivered messages as may run now; True if some were ours no more."""
         settlement = self._worker.settlement
         self._suspects_out &= settlement.held.keys()
         room = self._worker.concurrency - len(self._suspects_out)
         chosen = [self._suspects.popleft() for _ in range(min(room, len(self._suspects)))]
         if not chosen:
-            return
+            return False
         self._suspects_out.update(held.job_id for held in chosen)
         lease = self._worker.settings.broker.lease
         try:
@@ -165,9 +178,8 @@ class Intake(Step):
                 self._worker.pool.submit(jobs)
             else:
                 ready.append(held)
-        if early := [held for held in ready if held.options.ack == "early"]:
-            await settlement.acknowledge_early(early)
-        self._worker.pool.submit([settlement.job(held) for held in ready])
+        await self._start(ready)
+        return not all(ours)
 
     @property
     def waiting(self) -> bool:
@@ -177,6 +189,11 @@ class Intake(Step):
     def _options(self, delivery: Delivery) -> TaskOptions:
         task = delivery.message.task
         return self._app.tasks[task].options if task in self._app.tasks else _UNKNOWN
+
+    def _may_crash(self, delivery: Delivery) -> bool:
+        """Whether running it may have ended its process. Of a task that is not here nothing runs but the refusal."""
+        task = delivery.message.task
+        return not task or task in self._app.tasks  # protocol 1 names the task in the body
 
     def _refusal(self, held: Held) -> Outcome | None:
         """An outcome for what is not to run at all; None for what is. Reads headers only."""
@@ -205,6 +222,16 @@ class Intake(Step):
 
 
 _UNKNOWN = TaskOptions()
+
+
+async def _to_its_end(admission: Coroutine[Any, Any, None]) -> None:
+    """Await ``admission`` even while being cancelled: a delivery is either not taken on, or is started or given back."""
+    admitting = asyncio.ensure_future(admission)
+    try:
+        await asyncio.shield(admitting)
+    except asyncio.CancelledError:
+        await asyncio.wait([admitting])
+        raise
 
 
 def _returned(held: Held) -> Outcome:

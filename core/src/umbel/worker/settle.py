@@ -11,6 +11,9 @@ UNKNOWN_TASK_TRIES: Final = 6
 """How often an unknown task is offered again before it goes to the dead letters: in a rolling deploy the worker that
 knows it may be a moment away. The pauses are 1, 2, 4, 8, 16 s."""
 
+REJECT_PAUSE: Final = 1.0
+"""Seconds before a task that raised ``Reject(requeue=True)`` is offered again."""
+
 _FIXED: Final[Mapping[Verdict, Action]] = {
     Verdict.SUCCESS: Action.ACK,
     Verdict.FAILURE: Action.ACK,
@@ -60,8 +63,8 @@ def decide(
     match verdict:
         case Verdict.RETURNED | Verdict.CANCELLED:
             return Settlement(delivery=delivery, action=Action.REQUEUE, counted=False)
-        case Verdict.REQUEUED:
-            return Settlement(delivery=delivery, action=Action.REQUEUE)
+        case Verdict.REQUEUED:  # it has run to its end: not counted, but with a pause, so that it does not spin
+            return Settlement(delivery=delivery, action=Action.REQUEUE, counted=False, delay=REJECT_PAUSE)
         case Verdict.UNKNOWN_TASK if delivery.count < UNKNOWN_TASK_TRIES:
             return Settlement(delivery=delivery, action=Action.REQUEUE, delay=backoff(delivery.count))
         case Verdict.LOST if not exhausted(starts, max_deliveries):

@@ -107,7 +107,7 @@ class SettlementStep(Step):
 
     async def start(self, worker: Worker) -> None:
         self._loop_task = asyncio.create_task(self._settle_all(), name="umbel-settlement")
-        self._loop_task.add_done_callback(self._ended)
+        worker.watch(self._loop_task)
 
     async def stop(self, worker: Worker) -> None:
         """Settle what has ended. What cannot be told to the broker in 5 s comes back by its lease."""
@@ -117,10 +117,6 @@ class SettlementStep(Step):
             await asyncio.wait([self._loop_task], timeout=5)
             self._loop_task.cancel()
             await asyncio.wait([self._loop_task])
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (exc := task.exception()) is not None:
-            self._worker.fail(exc)
 
     # --- in ---
 
@@ -167,11 +163,13 @@ class SettlementStep(Step):
         )
 
     async def acknowledge_early(self, batch: Sequence[Held]) -> None:
-        """Settle before the start (``ack="early"``). Raises ``BrokerUnavailable``."""
+        """Settle before the start (``ack="early"``), and drop what has passed to another. Raises ``BrokerUnavailable``."""
         settlements = [Settlement(delivery=held.delivery, action=Action.ACK) for held in batch]
-        await self._worker.gateway.transport.settle(settlements)
-        for held in batch:
-            held.settled = True
+        ours = await self._worker.gateway.transport.settle(settlements)
+        for held, done in zip(batch, ours, strict=True):
+            held.settled = done
+            if not done:
+                self.drop(held)
 
     # --- ends ---
 
@@ -197,8 +195,8 @@ class SettlementStep(Step):
         elif verdict is Verdict.CANCELLED and message.id in self._worker.revoked:
             self.end(held, self._revoked(held))
             return
-        elif verdict is Verdict.TIMED_OUT:
-            detail = f"{held.options.time_limit or (message.headers.get('timelimit') or [''])[0]:g}"
+        elif verdict is Verdict.TIMED_OUT and (limit := self.job(held).time_limit):
+            detail = f"{limit:g}"
         outcome = Outcome(verdict=verdict, task_id=message.id, task=message.task, detail=detail)
         needs_word = held.concluding is None and settle.concludes(
             outcome, held.delivery, starts=held.starts, max_deliveries=held.max_deliveries, early=held.settled
@@ -219,6 +217,9 @@ class SettlementStep(Step):
 
     def end(self, held: Held, outcome: Outcome) -> None:
         """A delivery has come to its outcome; it is settled soon."""
+        if held.settled and outcome.verdict is Verdict.RETURNED:  # acknowledged early, but never started: sent again
+            again = evolve(held.delivery.message, queue=held.delivery.queue)
+            outcome = evolve(outcome, follow_ups=(again,))
         self._ends.append(_End(held, outcome))
         self._some.set()
 
@@ -254,10 +255,12 @@ class SettlementStep(Step):
         await self._check_leases(ends)
         live = [end for end in ends if not end.held.lost]
         await self._publish(live)
-        if results := [result for end in live for result in end.outcome.results]:
-            await self._insist(lambda: self._worker.gateway.store.put(results), ResultStoreUnavailable, "result store")
         for end in live:
             end.settlement = self._decide(end)
+        # What goes back to its queue has not ended: a final record would stand against the one that it will get.
+        ended = [e for e in live if e.held.settled or not (e.settlement and e.settlement.action is Action.REQUEUE)]
+        if results := [result for end in ended for result in end.outcome.results]:
+            await self._insist(lambda: self._worker.gateway.store.put(results), ResultStoreUnavailable, "result store")
         pending = [(end, s) for end in live if (s := end.settlement) is not None and not end.held.settled]
         if pending:
             await self._tell(pending)

@@ -21,6 +21,7 @@ from umbel.gateway import LocalGateway
 from umbel.ports.pool import ExecutorFactory, Pool, PoolContext
 from umbel.worker.control import Control
 from umbel.worker.intake import Intake
+from umbel.worker.limits import parse_rate
 from umbel.worker.outcomes import Records
 from umbel.worker.settlement import SettlementStep
 from umbel.worker.steps import Step, in_order
@@ -80,6 +81,7 @@ class RenewalStep(Step):
 
     async def start(self, worker: Worker) -> None:
         self._renewing = asyncio.create_task(self._renew(worker), name="umbel-renewal")
+        worker.watch(self._renewing)
 
     async def stop(self, worker: Worker) -> None:
         if self._renewing is not None:
@@ -135,6 +137,8 @@ class Worker:
         self.stopping = False
         self.pool_started = threading.Event()
         self.failure: BaseException | None = None
+        self._stop = asyncio.Event()
+        self.hurry = asyncio.Event()
         self._tasks: set[asyncio.Future[object]] = set()
         self._check_settings()
 
@@ -186,9 +190,16 @@ class Worker:
             logger.critical("the worker stops: %s", exc, exc_info=not isinstance(exc, UmbelError) and exc)
         self._stop.set()
 
+    def watch(self, task: asyncio.Task[None]) -> None:
+        """Stop the worker if a component's task fails."""
+
+        def ended(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and (exc := task.exception()) is not None:
+                self.fail(exc)
+
+        task.add_done_callback(ended)
+
     async def _main(self) -> None:
-        self._stop = asyncio.Event()
-        self.hurry = asyncio.Event()
         self.settlement = SettlementStep(self)
         self.intake = Intake(self)
         steps: list[Step] = [self.settlement, RenewalStep(), PoolStep(), self.intake, Control(self)]
@@ -273,6 +284,11 @@ class Worker:
             ("soft_time_limit", able.soft_limit),
         )
         for task in self.app.tasks.values():
+            if task.options.rate_limit:
+                try:
+                    parse_rate(task.options.rate_limit)
+                except SettingsError as exc:
+                    raise SettingsError([f"task {task.name!r}: {exc}"]) from None
             for option, possible in wanted:
                 if getattr(task.options, option) and not possible:
                     raise NotSupported(

@@ -318,7 +318,9 @@ class Broker:
             return False
         entry: Entry = delivery.token.entry
         if settlement.action is Action.REQUEUE:
-            entry.count -= not settlement.counted
+            if not settlement.counted:
+                entry.count -= 1
+                entry.starts = settlement.delivery.starts
             self._return(entry, queue, until=now + settlement.delay if settlement.delay > 0 else None, now=now)
             return True
         queue.remove(entry)
