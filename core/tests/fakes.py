@@ -280,9 +280,7 @@ class Broker:
                 self.entries.remove(entry)
             if settlement.action is Action.DEAD:
                 headers = {**entry.message.headers, HEADER_DEAD_CAUSE: settlement.cause}
-                self.add(
-                    attrs.evolve(entry.message, queue=dead_letter_queue(entry.queue), headers=headers, due=None)
-                )
+                self.add(attrs.evolve(entry.message, queue=dead_letter_queue(entry.queue), headers=headers, due=None))
             self.settlements.append(settlement)
             return True
 
@@ -343,7 +341,7 @@ class FakeTransport(Transport, Broadcaster):
     ) -> AsyncIterator[Sequence[Delivery]]:
         while True:
             await self._call("poll", (), lambda: None)
-            while self.broker.silent:
+            while self.broker.silent:  # noqa: ASYNC110  # a test's own thread changes it
                 await asyncio.sleep(0.002)
             batch = self.broker.claim(queues, credit.available, lease, self.clock.time())
             credit.take(len(batch))
@@ -354,15 +352,15 @@ class FakeTransport(Transport, Broadcaster):
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
         now, ids = self.clock.time(), [s.delivery.message.id for s in settlements]
-        done: list[bool] = await self._call(
-            "settle", ids, lambda: [self.broker.settle(s, now) for s in settlements]
-        )
+        done: list[bool] = await self._call("settle", ids, lambda: [self.broker.settle(s, now) for s in settlements])
         return done
 
     async def renew(self, deliveries: Sequence[Delivery], *, lease: float, starting: bool = False) -> Sequence[bool]:
         until, verb = self.clock.time() + lease, "start" if starting else "renew"
         held: list[bool] = await self._call(
-            verb, [d.message.id for d in deliveries], lambda: [self.broker.renew(d, until, starting) for d in deliveries]
+            verb,
+            [d.message.id for d in deliveries],
+            lambda: [self.broker.renew(d, until, starting) for d in deliveries],
         )
         return held
 
@@ -463,7 +461,7 @@ class FakeStore(ResultStore):
         return {i: self.shelf.records[i] for i in task_ids if i in self.shelf.records}
 
     async def wait(self, task_id: str) -> Result:
-        while (found := self.shelf.records.get(task_id)) is None or not found.final:
+        while (found := self.shelf.records.get(task_id)) is None or not found.final:  # noqa: ASYNC110  # a test's own thread changes it
             await asyncio.sleep(0.002)
         return found
 
@@ -526,6 +524,7 @@ class FakePool(Pool):
         with self.lock:
             self.overfilled |= len([job for job in jobs if job.payload[0] == "run"]) > max(0, self.free)
             for job in jobs:
+                assert all(limit is None or limit > 0 for limit in (job.time_limit, job.soft_time_limit))
                 self.submitted.append(job)
                 self.waiting[job.id] = job
                 self._work.put(job.id)
@@ -592,7 +591,7 @@ class FakePool(Pool):
     async def stop(self, *, timeout: float) -> None:
         await self.recall()
         self._deadline = min(self._deadline, time.monotonic() + timeout)
-        while self.running and time.monotonic() < self._deadline:
+        while self.running and time.monotonic() < self._deadline:  # noqa: ASYNC110  # a test's own thread changes it
             await asyncio.sleep(0.002)
         for job in list(self.running.values()):
             self.end(job, Ending.CANCELLED)

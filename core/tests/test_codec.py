@@ -27,7 +27,9 @@ def test_a_content_type_that_is_not_in_the_accept_list_is_refused_with_the_setti
 
 
 def test_a_content_type_that_nobody_knows_is_refused_by_name(make_app: MakeApp) -> None:
-    with pytest.raises(ContentRefused, match=r"'text/odd' is not accepted: no plugin that reads it is in \[codec\] accept"):
+    with pytest.raises(
+        ContentRefused, match=r"'text/odd' is not accepted: no plugin that reads it is in \[codec\] accept"
+    ):
         make_app().codec.decode(b"", "text/odd")
 
 

@@ -94,7 +94,7 @@ def raiser(exc: BaseException | type[BaseException]) -> Callable[[], None]:
     return job
 
 
-ERRBACK = {"task": "shop.errback", "args": ["ctx"], "kwargs": {}, "options": {}, "subtask_type": None}
+ERRBACK: dict[str, Any] = {"task": "shop.errback", "args": ["ctx"], "kwargs": {}, "options": {}, "subtask_type": None}
 
 
 # --- success --------------------------------------------------------------------------------------
@@ -222,7 +222,9 @@ def test_failure_of_a_chain_member_is_the_failure_of_all_after_it(app: Umbel, be
     assert outcome.follow_ups == ()
 
 
-@pytest.mark.parametrize("exc", [asyncio.CancelledError(), GeneratorExit(), BaseException("bare"), SoftTimeLimitExceeded()])
+@pytest.mark.parametrize(
+    "exc", [asyncio.CancelledError(), GeneratorExit(), BaseException("bare"), SoftTimeLimitExceeded()]
+)
 def test_exceptions_beyond_exception_are_failures_too(app: Umbel, bench: Bench, exc: BaseException) -> None:
     outcome = bench(app.task(name="shop.job")(raiser(exc)))
     assert outcome.verdict is Verdict.FAILURE
@@ -389,9 +391,7 @@ def test_exceptions_that_retry_by_themselves(app: Umbel, bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(("retries", "longest"), [(0, 2), (1, 4), (2, 8), (3, 10), (50, 10)])
-def test_automatic_retries_back_off_within_their_bounds(
-    app: Umbel, bench: Bench, retries: int, longest: float
-) -> None:
+def test_automatic_retries_back_off_within_their_bounds(app: Umbel, bench: Bench, retries: int, longest: float) -> None:
     options: dict[str, Any] = {
         "autoretry_for": (OSError,), "retry_backoff": 2, "retry_backoff_max": 10, "max_retries": None,
     }  # fmt: skip

@@ -100,7 +100,7 @@ def test_the_script_that_is_running_is_not_run_again(write: Write, monkeypatch: 
 
 
 def test_a_script_that_is_not_there_says_so(write: Write) -> None:
-    with pytest.raises(UmbelError, match="there is no script .*nothing.py"):
+    with pytest.raises(UmbelError, match=r"there is no script .*nothing\.py"):
         find_app("nothing.py:app")
 
 
@@ -121,7 +121,7 @@ def test_a_module_that_is_not_there_says_where_was_looked(write: Write) -> None:
 
 def test_a_module_that_needs_another_says_which(write: Write) -> None:
     write("shop_h.py", "import not_there_at_all\n")
-    with pytest.raises(UmbelError, match="module 'shop_h' .* needs 'not_there_at_all', which is not installed"):
+    with pytest.raises(UmbelError, match=r"module 'shop_h' .* needs 'not_there_at_all', which is not installed"):
         find_app("shop_h")
 
 

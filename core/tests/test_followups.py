@@ -249,7 +249,8 @@ def test_a_retry_is_the_same_message_with_one_retry_more(app: Umbel) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["redelivered", "x-death", "x-first-death-queue", "x-last-death-reason", "x-delivery-count", "umbel-dead-at"]
+    "name",
+    ["redelivered", "x-death", "x-first-death-queue", "x-last-death-reason", "x-delivery-count", "umbel-dead-at"],
 )
 def test_what_brokers_have_added_is_not_sent_again(app: Umbel, name: str) -> None:
     message = Message(queue="q", headers={**HEADERS, name: "x"})

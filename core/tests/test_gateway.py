@@ -181,9 +181,7 @@ def blocking(broker: Broker) -> Iterator[LocalGateway]:
     made.close()
 
 
-def test_a_driver_that_can_publishes_on_the_callers_thread_with_no_loop(
-    blocking: LocalGateway, broker: Broker
-) -> None:
+def test_a_driver_that_can_publishes_on_the_callers_thread_with_no_loop(blocking: LocalGateway, broker: Broker) -> None:
     blocking.publish([MESSAGE], 1)
     assert broker.threads == [threading.current_thread().name]
     assert not blocking.runtime.running

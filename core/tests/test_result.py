@@ -23,9 +23,7 @@ def store(app: Umbel, fakes: Fakes, state: str, value: Any = None, traceback: st
     if isinstance(value, BaseException):
         value = exception_to_plain(value)
     document = result_document("id-1", state, value, traceback=traceback)
-    fakes.shelf.records["id-1"] = Result(
-        task_id="id-1", state=state, document=app.result_codec.encode(document).body
-    )
+    fakes.shelf.records["id-1"] = Result(task_id="id-1", state=state, document=app.result_codec.encode(document).body)
     return app.result("id-1")
 
 

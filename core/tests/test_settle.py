@@ -110,4 +110,4 @@ def test_backoff_doubles_from_a_second_up_to_its_longest() -> None:
 
 def test_every_verdict_is_in_the_table() -> None:
     assert set(ALWAYS) | {Verdict.UNKNOWN_TASK, Verdict.LOST} == set(Verdict)
-    assert settle.UNKNOWN_TASK_TRIES == 6
+    assert (settle.UNKNOWN_TASK_TRIES, settle.REJECT_PAUSE) == (6, 1.0)

@@ -53,9 +53,7 @@ def test_a_task_is_named_after_its_module_and_function_or_as_it_is_told(app: Umb
 
     def nested() -> None: ...
 
-    assert app.task(nested).name.endswith(
-        ".test_a_task_is_named_after_its_module_and_function_or_as_it_is_told.nested"
-    )
+    assert app.task(nested).name.endswith(".test_a_task_is_named_after_its_module_and_function_or_as_it_is_told.nested")
 
 
 @pytest.mark.parametrize("module", ["__main__", "__umbel_main__"])

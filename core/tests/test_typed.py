@@ -133,9 +133,7 @@ def run(app: Umbel, fakes: Fakes, task: Task[..., Any], *args: Any, **kwargs: An
         (later, (ORDER,), {}),
     ],
 )
-def test_values_of_ones_own_classes_round_trip(
-    app: Umbel, fakes: Fakes, function: Any, args: Any, kwargs: Any
-) -> None:
+def test_values_of_ones_own_classes_round_trip(app: Umbel, fakes: Fakes, function: Any, args: Any, kwargs: Any) -> None:
     task = app.task(typed=True)(function)
     assert run(app, fakes, task, *args, **kwargs) == (args[0] if args else None)
 

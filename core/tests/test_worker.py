@@ -19,7 +19,7 @@ from umbel.worker.steps import Step
 from umbel.worker.worker import Worker
 
 from .conftest import MakeApp
-from .fakes import Fakes, FakePool, Running, eventually, never, running
+from .fakes import FakePool, Fakes, Running, eventually, never, running
 
 MANUAL = {"worker.pool": "manual"}
 
@@ -99,7 +99,10 @@ def test_queues_are_declared_as_the_settings_want_them_and_only_they_are_consume
     make_app: MakeApp, fakes: Fakes
 ) -> None:
     app = make_app(
-        {"worker.queues": ["mail", "plain"], "queues": {"mail": {"max_priority": 5, "arguments": {"a": 1}}, "other": {}}}
+        {
+            "worker.queues": ["mail", "plain"],
+            "queues": {"mail": {"max_priority": 5, "arguments": {"a": 1}}, "other": {}},
+        }
     )
     task = app.task(name="shop.job")(lambda: 1)
     with running(app, fakes):
@@ -114,9 +117,7 @@ def test_queues_are_declared_as_the_settings_want_them_and_only_they_are_consume
 # --- start ----------------------------------------------------------------------------------------
 
 
-def test_a_pool_that_fails_at_start_makes_run_raise_with_everything_stopped(
-    make_app: MakeApp, fakes: Fakes
-) -> None:
+def test_a_pool_that_fails_at_start_makes_run_raise_with_everything_stopped(make_app: MakeApp, fakes: Fakes) -> None:
     for pool in ("manual", "inline"):
         app = make_app({"worker.pool": pool})
         fakes.pool_error = UmbelError("the application cannot be imported")
@@ -398,7 +399,7 @@ class Contributor:
                 if fail == f"{name} stop":
                     raise UmbelError(fail)
 
-        Mine.name, Mine.requires = name, requires  # type: ignore[misc]  # of this class only
+        Mine.name, Mine.requires = name, requires
         return Mine()
 
     @hookimpl
@@ -417,9 +418,7 @@ def test_steps_of_plugins_start_in_order_and_stop_in_reverse(make_app: MakeApp, 
     assert plugin.seen[2:] == ["second stops", "first stops"]
 
 
-def test_a_step_that_fails_at_start_stops_those_before_it_and_makes_run_raise(
-    make_app: MakeApp, fakes: Fakes
-) -> None:
+def test_a_step_that_fails_at_start_stops_those_before_it_and_makes_run_raise(make_app: MakeApp, fakes: Fakes) -> None:
     plugin = Contributor("second start")
     with pytest.raises(UmbelError, match="second start"):
         make_app({"worker.pool": "manual"}, plugins=[plugin]).worker().run()

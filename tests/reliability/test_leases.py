@@ -90,18 +90,18 @@ def test_a_worker_that_wakes_up_without_any_of_its_leases_goes_on_working(cluste
     frozen = cluster.worker("--name", "frozen")
     first = cluster.worker("--name", "first")
     # Work that is known to be quick is held in numbers; what a killed worker held comes back as redelivered.
-    cluster.send_many("note", [(n,) for n in range(600)])
+    cluster.send_many("quick", [()] * 600)
     cluster.wait_empty()
     cluster.freeze(frozen)
     gates = cluster.send_many("gated", [(str(cluster.folder / "gate"),)] * 2)
     held = cluster.send_many("note", [(n,) for n in range(30)])
     until(lambda: len(cluster.ledger.starts(task="shop.gated")) == 2, "both slots taken")
-    until(lambda: cluster.depth().leased == 32, "the rest is held by the first worker")
+    until(lambda: cluster.depth().leased >= 10, "more is held by the first worker")
     first.kill_all()
 
     frozen.tell_all(signal.SIGCONT)
     until(lambda: len(cluster.ledger.starts(task="shop.gated")) == 4, "both slots taken again")
-    until(lambda: cluster.depth().leased == 32, "the rest is held back by the second worker")
+    until(lambda: cluster.depth().leased >= 10, "more is held back by the second worker")
     cluster.freeze(frozen)
     healthy = cluster.worker("--name", "healthy")
     until(lambda: len(cluster.ledger.starts(task="shop.gated")) == 6, "both slots taken by the third")
@@ -114,3 +114,25 @@ def test_a_worker_that_wakes_up_without_any_of_its_leases_goes_on_working(cluste
     assert [result.get(timeout=5) for result in held] == list(range(30))
     assert [result.get(timeout=5) for result in gates] == [None, None]
     assert cluster.dead() == []
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_what_a_busy_worker_has_not_started_is_done_by_an_idle_one(cluster: Cluster, pool: str) -> None:
+    """Work goes to whoever is free: nobody hoards quick tasks behind long ones."""
+    cluster.configure(worker__pool=pool, worker__concurrency=1 if pool == "solo" else 2)
+    busy = cluster.worker("--name", "busy")
+    cluster.send_many("quick", [()] * 600)  # it learns that work is quick, and holds much of it
+    cluster.wait_empty()
+    gate = cluster.folder / "gate"
+    slots = 1 if pool == "solo" else 2
+    long = cluster.send_many("gated", [(str(gate),)] * slots)
+    for task in long:
+        cluster.ledger.wait_start(task.id)
+    quick = cluster.send_many("note", [(n,) for n in range(30)])
+    cluster.worker("--name", "idle")
+    assert [task.get(timeout=5) for task in quick] == list(range(30))
+    assert {line["worker"] for task in quick for line in cluster.ledger.starts(task.id)} == {"idle"}
+    assert {line["attempt"] for line in cluster.ledger.starts()} == {1}
+    gate.touch()
+    assert [task.get(timeout=5) for task in long] == [None] * slots
+    assert busy.running

@@ -9,15 +9,17 @@ import secrets
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from shop import define
 
 from umbel import Umbel
-from umbel.model import Message, TaskOptions, dead_letter_queue
+from umbel.model import Message, dead_letter_queue
 from umbel.ports.transport import QueueDepth
 from umbel.result import AsyncResult
 
@@ -193,12 +195,56 @@ class Ledger:
 # --- the whole ----------------------------------------------------------------------------------
 
 
-class Cluster:
-    """One application, one broker file, one result store, any number of workers."""
+class Site:
+    """One application, one broker, one result store; where its workers run is the business of the subclasses."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.ledger = Ledger(folder / "ledger.jsonl")
+
+    @property
+    def app(self) -> Umbel:
+        """The app that sends."""
+        raise LookupError("a site is one of its subclasses")
+
+    # --- the sender's side ---
+
+    def send(self, task: str, *args: Any, **options: Any) -> AsyncResult[Any]:
+        return self.app.send_task(f"shop.{task}", args, **options)
+
+    def send_many(self, task: str, calls: Sequence[Sequence[Any]], **options: Any) -> list[AsyncResult[Any]]:
+        return self.app.tasks[f"shop.{task}"].map_delay(calls, timeout=30, **options)
+
+    def publish(self, *messages: Message) -> None:
+        """Messages as they are, however wrong."""
+        self.app.client.send(messages)
+
+    # --- the broker's side ---
+
+    def depth(self, queue: str = "default") -> QueueDepth:
+        gateway = self.app.gateway
+        return gateway.runtime.call(gateway.transport.depth([queue]))[queue]  # type: ignore[attr-defined, no-any-return]  # a test's process has a gateway of its own
+
+    def empty(self, queue: str = "default") -> bool:
+        """Whether nothing waits and nothing is held."""
+        depth = self.depth(queue)
+        return not (depth.ready or depth.delayed or depth.leased)
+
+    def dead(self, queue: str = "default") -> list[Message]:
+        """The dead letters of a queue."""
+        gateway = self.app.gateway
+        peek = gateway.transport.peek(dead_letter_queue(queue), limit=10_000)  # type: ignore[attr-defined]  # as above
+        return list(gateway.runtime.call(peek))  # type: ignore[attr-defined]  # as above
+
+    def wait_empty(self, *, timeout: float = 30.0, queue: str = "default") -> None:
+        until(lambda: self.empty(queue), f"queue {queue} is empty: {self.depth(queue)}", timeout=timeout, every=0.05)
+
+
+class Cluster(Site):
+    """One application, one broker file, one result store, any number of workers."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
         self.workers: list[WorkerProcess] = []
         self.settings: dict[str, Any] = {}
         self._family = f"{folder}#{secrets.token_hex(4)}"
@@ -237,6 +283,14 @@ class Cluster:
             "TESTBED_FAMILY": self._family,
         }
 
+    @property
+    def app(self) -> Umbel:
+        """An app of the test's own process."""
+        if self._app is None:
+            self._app = define(Umbel("shop"))
+            self._app.configure(file=self.folder / "umbel.toml")
+        return self._app
+
     # --- workers ---
 
     def worker(self, *arguments: str, wait: bool = True, env: Mapping[str, str] | None = None) -> WorkerProcess:
@@ -274,51 +328,6 @@ class Cluster:
             text=True,
             timeout=timeout,
         )
-
-    # --- the sender's side ---
-
-    @property
-    def app(self) -> Umbel:
-        """An app of the test's own process, that knows no task and sends by name."""
-        if self._app is None:
-            self._app = Umbel("client")
-            self._app.configure(file=self.folder / "umbel.toml")
-        return self._app
-
-    def send(self, task: str, *args: Any, **options: Any) -> AsyncResult[Any]:
-        return self.app.send_task(f"shop.{task}", args, **options)
-
-    def send_many(self, task: str, calls: Sequence[Sequence[Any]], **options: Any) -> list[AsyncResult[Any]]:
-        """One publish for all."""
-        name = f"shop.{task}"
-        effective = self.app.options_of(name, TaskOptions())
-        messages = [self.app.client.message(name, args, {}, effective, **options) for args in calls]
-        self.app.client.send(messages, 30)
-        return [AsyncResult(message.id, self.app) for message in messages]
-
-    def publish(self, *messages: Message) -> None:
-        """Messages as they are, however wrong."""
-        self.app.client.send(messages)
-
-    # --- the broker's side ---
-
-    def depth(self, queue: str = "default") -> QueueDepth:
-        gateway = self.app.gateway
-        return gateway.runtime.call(gateway.transport.depth([queue]))[queue]  # type: ignore[attr-defined, no-any-return]  # a test's process has a gateway of its own
-
-    def empty(self, queue: str = "default") -> bool:
-        """Whether nothing waits and nothing is held."""
-        depth = self.depth(queue)
-        return not (depth.ready or depth.delayed or depth.leased)
-
-    def dead(self, queue: str = "default") -> list[Message]:
-        """The dead letters of a queue."""
-        gateway = self.app.gateway
-        peek = gateway.transport.peek(dead_letter_queue(queue), limit=10_000)  # type: ignore[attr-defined]  # as above
-        return list(gateway.runtime.call(peek))  # type: ignore[attr-defined]  # as above
-
-    def wait_empty(self, *, timeout: float = 30.0, queue: str = "default") -> None:
-        until(lambda: self.empty(queue), f"queue {queue} is empty: {self.depth(queue)}", timeout=timeout, every=0.05)
 
     # --- the end ---
 
@@ -368,3 +377,31 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     made = Cluster(tmp_path)
     yield made
     made.close()
+
+
+class InProcess(Site):
+    """A worker in a thread of the test's own process: for brokers that live in one process, and for virtual clocks."""
+
+    def __init__(self, folder: Path, app: Umbel) -> None:
+        super().__init__(folder)
+        self._app = app
+        self.worker = app.worker()
+        self._thread = threading.Thread(target=self.worker.run, name="worker")
+
+    @property
+    def app(self) -> Umbel:
+        return self._app
+
+    def start(self) -> InProcess:
+        os.environ["LEDGER"] = str(self.ledger.file)
+        self._thread.start()
+        until(self.worker.pool_started.is_set, "the worker starts")
+        return self
+
+    def close(self) -> None:
+        if self._thread.is_alive():
+            self.worker.request_stop()
+            self._thread.join(20)
+        os.environ.pop("LEDGER", None)
+        self._app.close()
+        assert not self._thread.is_alive(), "the worker does not stop"

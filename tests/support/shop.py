@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from umbel import Umbel
-from umbel.errors import Reject, SoftTimeLimitExceeded
+from umbel.errors import Ignore, Reject, SoftTimeLimitExceeded
 from umbel.task import current_request
 
 
@@ -36,7 +36,8 @@ def mark(what: str, value: object = None) -> None:
             "pid": os.getpid(),
             "at": time.time(),
             "value": value,
-        }
+        },
+        default=repr,
     )
     ledger = os.open(os.environ["LEDGER"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(ledger, line.encode() + b"\n")
@@ -68,6 +69,10 @@ def define(app: Umbel) -> Umbel:
         time.sleep(seconds)
         mark("end", value)
         return value
+
+    @task()
+    def quick() -> None:
+        """So quick that a worker which has run many of it reserves many tasks."""
 
     @task()
     def whoami(seconds: float = 0.0) -> int:
@@ -158,14 +163,19 @@ def define(app: Umbel) -> Umbel:
         os._exit(1)
 
     @task()
+    def ignore() -> None:
+        mark("start")
+        raise Ignore
+
+    @task()
     def reject(reason: str) -> None:
         mark("start")
         raise Reject(reason)
 
-    @task(bind=True)
-    def requeue_once(self: Any) -> str:
+    @task()
+    def requeue_until(gate: str) -> str:
         mark("start")
-        if self.request.delivery_count == 1:
+        if not os.path.exists(gate):
             raise Reject("not now", requeue=True)
         return "now"
 
@@ -197,14 +207,23 @@ def define(app: Umbel) -> Umbel:
             time.sleep(0.01)
         return "done"
 
-    @task(soft_time_limit=0.3)
-    def soft(seconds: float) -> str:
-        mark("start")
+    def nap(seconds: float) -> str:
         try:
-            time.sleep(seconds)
+            for _ in range(int(seconds / 0.01)):
+                time.sleep(0.01)
         except SoftTimeLimitExceeded:
             return "interrupted"
         return "slept"
+
+    @task(soft_time_limit=0.3)
+    def soft(seconds: float) -> str:
+        mark("start")
+        return nap(seconds)
+
+    @task()
+    def unlimited(seconds: float) -> str:
+        mark("start")
+        return nap(seconds)
 
     @task(rate_limit="10/s")
     def rated(value: int) -> int:
@@ -218,6 +237,10 @@ def define(app: Umbel) -> Umbel:
         while not os.path.exists(gate):
             time.sleep(0.01)
         return "all"
+
+    @task(bind=True)
+    def tell_headers(self: Any) -> Any:
+        return dict(self.request.headers)
 
     @task(typed=True)
     def next_day(day: datetime) -> datetime:

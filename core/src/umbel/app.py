@@ -137,8 +137,12 @@ class Umbel:
                 for plugin in self._extra_plugins:
                     manager.register(plugin)
                 manager.load_hooks(chosen.hooks)
-                self._plugins = manager
-                manager.configure(self)
+                self._plugins = manager  # which those that configure may ask for
+                try:
+                    manager.configure(self)
+                except BaseException:
+                    self._plugins = None
+                    raise
             return self._plugins
 
     @property

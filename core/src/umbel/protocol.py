@@ -237,7 +237,7 @@ def _read(
     id = fields.get("id")
     if not id or not isinstance(id, str):
         raise DecodeError("the message has no task id")
-    hard, soft = _limits(fields.get("timelimit"))
+    hard, soft = read_limits(fields.get("timelimit"))
     user = fields if user_headers is None else user_headers
     protocol_1 = user_headers is not None or "args" in fields
     return Invocation(
@@ -295,8 +295,8 @@ def _signatures(embed: Mapping[str, Any], name: str) -> Sequence[Mapping[str, An
     return list(value)
 
 
-def _limits(value: Any) -> tuple[float | None, float | None]:
-    """``timelimit`` is [hard, soft]."""
+def read_limits(value: Any) -> tuple[float | None, float | None]:
+    """The header ``timelimit``, which is [hard, soft]. Raises ``DecodeError``."""
     if value is None:
         return None, None
     if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):

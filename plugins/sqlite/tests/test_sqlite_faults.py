@@ -56,8 +56,8 @@ def test_synchronous_is_set(transport: Any, message: Any, value: str, level: int
     async def main() -> None:
         async with transport(synchronous=value) as t:
             await t.publish([message()], timeout=5)
-            assert t._db._connection.execute("PRAGMA synchronous").fetchone() == (level,)
-            assert t._db._connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+            assert t._db._connection.sqlite.execute("PRAGMA synchronous").fetchone() == (level,)
+            assert t._db._connection.sqlite.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
     asyncio.run(main())
 
@@ -67,6 +67,8 @@ async def _every_call_fails(url: str, match: str, publish_error: type[Exception]
     s = SqliteResultStore(url, options=Options(busy_timeout=0.2))
     with pytest.raises(publish_error, match=match):
         await t.publish([Message(queue="q")], timeout=0.5)
+    with pytest.raises(publish_error, match=match):
+        t.publish_blocking([Message(queue="q")], timeout=0.5)
     with pytest.raises(BrokerUnavailable, match=match):
         await anext(t.consume(["q"], credit=Credit(1), lease=1))
     with pytest.raises(BrokerUnavailable, match=match):
@@ -193,6 +195,8 @@ def test_a_foreign_lock_is_waited_for_within_the_deadline(transport: Any, store:
             with pytest.raises(BrokerUnavailable, match="is locked by another process"):
                 await t.publish([message("2")], timeout=0.3)
             assert 0.2 < time.monotonic() - started < 2
+            with pytest.raises(BrokerUnavailable, match="is locked by another process"):
+                t.publish_blocking([message("2")], timeout=0.1)
             with pytest.raises(BrokerUnavailable, match="locked"):
                 await anext(t.consume(["q"], credit=Credit(1), lease=1))
             with pytest.raises(ResultStoreUnavailable, match="locked"):
@@ -228,13 +232,17 @@ def test_a_disk_that_hangs_does_not_hold_a_publisher_beyond_its_deadline(transpo
     async def main() -> None:
         async with transport() as t:
             await t.publish([message("1")], timeout=5)
-            t._db._gate.acquire()
+            t._db._connection.gate.acquire()
             try:
                 with pytest.raises(BrokerUnavailable, match="deadline"):
-                    await t.publish([message("2")], timeout=0.1)
+                    t.publish_blocking([message("blocking")], timeout=0.1)
+                for id_ in ("begun", "in line"):
+                    with pytest.raises(BrokerUnavailable, match="deadline"):
+                        await t.publish([message(id_)], timeout=0.1)
             finally:
-                t._db._gate.release()
-            await t.publish([message("3")], timeout=5)
+                t._db._connection.gate.release()
+            await t.publish([message("2")], timeout=5)
+            assert not {"blocking", "in line"} & {m.id for m in await t.peek("q")}
 
     asyncio.run(main())
 
@@ -244,7 +252,7 @@ def test_a_result_that_comes_when_the_loop_is_gone_harms_nothing(file: Path, mes
 
     async def leave() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
-        t._db._gate.acquire()
+        t._db._connection.gate.acquire()
         t._db.submit(t._messages.publish, [message("1")], write=True)
         await asyncio.sleep(0.01)
 
@@ -255,7 +263,7 @@ def test_a_result_that_comes_when_the_loop_is_gone_harms_nothing(file: Path, mes
         return found
 
     asyncio.run(leave())
-    t._db._gate.release()
+    t._db._connection.gate.release()
     t._db._inbox.put(None)
     assert t._db._thread is not None
     t._db._thread.join(5)

@@ -206,17 +206,21 @@ def test_a_path_too_long_for_a_socket_is_no_hindrance(tmp_path: Path, message: A
     asyncio.run(main())
 
 
-def test_no_socket_means_polling_with_a_warning(tmp_path: Path, message: Any, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "q.sqlite3-listeners").write_text("in the way")
+def test_no_socket_means_polling_with_a_warning(
+    transport: Any, message: Any, file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Path(f"{file}-listeners").write_text("in the way")
 
     async def main() -> None:
-        bell = Bell(str(tmp_path / "q.sqlite3"), MESSAGES)
-        bell.open()
-        await bell.wait(0, 0.01)
-        bell.close()
+        async with transport(poll_interval=0.02) as t:
+            waiting = asyncio.create_task(anext(t.consume(["q"], credit=Credit(1), lease=30)))
+            await asyncio.sleep(0.05)
+            await t.publish([message()], timeout=5)
+            assert len(await asyncio.wait_for(waiting, 3)) == 1
 
     asyncio.run(main())
     assert "polling only" in caplog.text
+    assert "cannot wake the listeners" in caplog.text
 
 
 def holds_lock(file: Path) -> bool:
@@ -248,6 +252,8 @@ def test_a_fork_leaves_both_sides_with_locks_of_their_own(file: Path, message: A
         async def main() -> None:
             with pytest.raises(BrokerUnavailable, match="fork"):
                 await inherited.publish([message("never")], timeout=5)
+            with pytest.raises(BrokerUnavailable, match="fork"):
+                inherited.publish_blocking([message("never")], timeout=5)
             await inherited.close()
             own = SqliteTransport(url)
             await own.publish([message("child")], timeout=5)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def test_capabilities() -> None:
     assert c.delivery_count
     assert c.start_marks
     assert c.broadcast
+    assert c.blocking_publish
     assert (c.max_delay, c.priority_levels, c.max_message_size) == (UNLIMITED, 10, 64 * 2**20)
 
 
@@ -245,11 +247,16 @@ def test_delayed_messages_wait_for_their_time(transport: Any, take: Any, message
             assert [m.id for m in await t.peek("q")] == ["past", "now", "soon", "late"]
             assert [m.id for m in await t.peek("q", limit=2, offset=1)] == ["now", "soon"]
             assert [m.id for m in await t.peek("q", offset=3)] == ["late"]
-            assert ids(await take(t, "q", 2)) == ["past", "now"]
+            assert ids(await take(t, "q", 2, lease=600)) == ["past", "now"]
             clock.advance(5)
             assert (await t.depth(["q"]))["q"] == QueueDepth(ready=1, delayed=1, leased=2, oldest=now + 5)
-            [soon] = await take(t, "q", 1)
-            assert soon.message.due == now + 5
+            await t.publish([message("after")], timeout=5)
+            [soon, after] = await take(t, "q", 2, lease=600)
+            assert (soon.message.due, after.message.id) == (now + 5, "after")
+            clock.advance(1)
+            await t.publish([message("older")], timeout=5)
+            clock.advance(60)
+            assert ids(await take(t, "q", 2)) == ["older", "late"]
 
     asyncio.run(main())
 
@@ -322,26 +329,34 @@ def test_a_cancelled_claim_is_given_back_uncounted(transport: Any, take: Any, me
     asyncio.run(main())
 
 
-def test_close_gives_everything_back_and_ends_consumers(transport: Any, take: Any, message: Any, file: Path) -> None:
+def test_close_gives_back_what_was_not_yielded_and_ends_consumers(
+    transport: Any, take: Any, message: Any, file: Path
+) -> None:
     async def main() -> None:
         async with transport() as t:
             await t.publish([message("1"), message("2"), message("3")], timeout=5)
             [kept] = await take(t, "q", 1)
             waiting = asyncio.create_task(anext(t.consume(["q"], credit=Credit(1), lease=30)))
             idle = asyncio.create_task(anext(t.consume(["other"], credit=Credit(1), lease=30)))
+            broke = asyncio.create_task(anext(t.consume(["q"], credit=Credit(0), lease=30)))
+            hearing = asyncio.create_task(anext(t.subscribe("topic")))
             await asyncio.sleep(0)
             await t.close()
             await t.close()
-            assert isinstance((await asyncio.gather(waiting, return_exceptions=True))[0], BrokerUnavailable)
-            assert isinstance((await asyncio.gather(idle, return_exceptions=True))[0], BrokerUnavailable)
+            ended = await asyncio.wait_for(asyncio.gather(waiting, idle, broke, hearing, return_exceptions=True), 3)
+            assert [type(error) for error in ended] == [BrokerUnavailable] * 4
             with pytest.raises(BrokerUnavailable, match="closed"):
                 await t.publish([message("4")], timeout=5)
+            with pytest.raises(BrokerUnavailable, match="closed"):
+                t.publish_blocking([message("4")], timeout=5)
             with pytest.raises(BrokerUnavailable, match="closed"):
                 await t.settle([end(kept)])
             with pytest.raises(BrokerUnavailable, match="closed"):
                 await anext(t.consume(["q"], credit=Credit(1), lease=30))
         async with transport() as t:
-            assert [(d.message.id, d.count) for d in await take(t, "q", 3)] == [("1", 2), ("2", 1), ("3", 1)]
+            assert [(d.message.id, d.count) for d in await take(t, "q", 2)] == [("2", 1), ("3", 1)]
+            assert await t.renew([kept], lease=30) == [True]
+            assert await t.settle([end(kept)]) == [True]
 
     asyncio.run(main())
     assert not list((file.parent / (file.name + "-listeners")).iterdir())
@@ -427,7 +442,7 @@ def test_publishes_that_wait_together_share_a_transaction_but_not_a_fault(transp
             await t.publish([], timeout=5)
             await t.publish([message("first")], timeout=5)
             begun: list[str] = []
-            t._db._connection.set_trace_callback(begun.append)
+            t._db._connection.sqlite.set_trace_callback(begun.append)
             await asyncio.gather(*(t.publish([message(str(i))], timeout=5) for i in range(500)))
             assert begun.count("COMMIT") < 10
             bad = message("bad", headers={"x": object()})
@@ -441,13 +456,37 @@ def test_publishes_that_wait_together_share_a_transaction_but_not_a_fault(transp
     asyncio.run(main())
 
 
+def test_publishing_from_threads_needs_no_event_loop(file: Path, transport: Any, message: Any) -> None:
+    alone = SqliteTransport(f"sqlite:///{file}")
+    alone.publish_blocking([], timeout=5)
+    with ThreadPoolExecutor(8) as threads:
+        for done in [
+            threads.submit(alone.publish_blocking, [message(f"{n}-{i}") for i in range(3)], timeout=20)
+            for n in range(50)
+        ]:
+            done.result()
+    with pytest.raises(PublishRefused, match="plain data"):
+        alone.publish_blocking([message(headers={"x": object()})], timeout=5)
+    asyncio.run(alone.close())
+
+    async def main() -> None:
+        async with transport(poll_interval=60) as t:
+            assert len(await t.peek("q", limit=1000)) == 150
+            waiting = asyncio.create_task(anext(t.consume(["woken"], credit=Credit(1), lease=30)))
+            await asyncio.sleep(0.05)
+            await asyncio.to_thread(t.publish_blocking, [message(queue="woken")], timeout=5)
+            assert len(await asyncio.wait_for(waiting, 3)) == 1
+
+    asyncio.run(main())
+
+
 def test_a_claim_reads_no_more_than_it_claims(transport: Any, message: Any) -> None:
     """Neither the backlog nor what is delayed is scanned, whatever the statistics say."""
 
     async def main() -> list[str]:
         async with transport() as t:
             await t.publish([message(str(i)) for i in range(300)], timeout=5)
-            connection = t._db._connection
+            connection = t._db._connection.sqlite
             plans = [
                 connection.execute("EXPLAIN QUERY PLAN " + sql, parameters).fetchall()
                 for sql, parameters in [

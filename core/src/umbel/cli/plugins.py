@@ -6,7 +6,7 @@ import attrs
 import click
 
 from umbel.cli.output import clean, count, emit, table
-from umbel.cli.session import Group, json_option
+from umbel.cli.session import Group, Session, json_option, pass_session
 from umbel.plugins.inventory import check, inventory
 
 
@@ -14,7 +14,7 @@ from umbel.plugins.inventory import check, inventory
 @json_option
 @click.pass_context
 def command(ctx: click.Context, *, as_json: bool) -> None:
-    """List the installed plugins, or check them.
+    """List the installed plugins, check them, or tell why one is used.
 
     Every plugin is imported to see whether it works; one that fails harms no other.
 
@@ -22,6 +22,7 @@ def command(ctx: click.Context, *, as_json: bool) -> None:
     Examples:
       umbel plugins
       umbel plugins check redis
+      umbel plugins why broker.url
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -72,3 +73,30 @@ def check_(ctx: click.Context, *, name: str | None, as_json: bool) -> None:
     else:
         click.echo(f"nothing is wrong with {name}" if name else f"nothing is wrong with {count(len(names), 'plugin')}")
     ctx.exit(1 if errors else 0)
+
+
+@command.command("why")
+@click.argument("key")
+@json_option
+@pass_session
+@click.pass_context
+def why(ctx: click.Context, session: Session, *, key: str, as_json: bool) -> None:
+    """Tell why a component is what it is.
+
+    KEY is a setting that names a plugin. Shown are its value and where it was given, the hook that was asked, the plugin
+    that answered, and the distribution and the class that came of it. Nothing is connected. Exits with 1 if a plugin
+    that is named cannot be used.
+
+    \b
+    Examples:
+      umbel plugins why broker.url
+      umbel plugins why codec.accept --json
+    """
+    from umbel.cli.why import answer, show  # brings cattrs, which a list of plugins does without
+
+    found = answer(session.app(), key)
+    if as_json:
+        emit(attrs.asdict(found))
+    else:
+        click.echo(show(found))
+    ctx.exit(1 if any(component.reason for component in found.components) else 0)

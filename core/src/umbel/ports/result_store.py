@@ -44,7 +44,7 @@ class ResultStore(ABC):
 
     @abstractmethod
     async def get(self, task_ids: Sequence[str]) -> Mapping[str, Result]:
-        """The records of those tasks that have one. Raises ``ResultStoreUnavailable``."""
+        """The records of those tasks that have one, ``expires`` as it was put. Raises ``ResultStoreUnavailable``."""
 
     @abstractmethod
     async def wait(self, task_id: str) -> Result:
@@ -91,7 +91,8 @@ class JoinStore(ABC):
     ) -> JoinState:
         """Add ``marks`` (member id → its value; a member already there keeps its first value) and set ``size`` if given.
 
-        One atomic step. When the set is complete and nobody holds the right to fire, ``owner`` gets it for ``lease``
+        ``owner`` names one execution: the holder of the right who asks again is told to fire again, since its first answer may
+        have been lost. One atomic step. When the set is complete and nobody holds the right to fire, ``owner`` gets it for ``lease``
         seconds. ``expires``: seconds without a mark after which the store may forget the join.
         """
 

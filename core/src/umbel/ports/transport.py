@@ -136,11 +136,15 @@ class Transport(ABC):
 
     @abstractmethod
     async def peek(self, queue: str, *, limit: int = 100, offset: int = 0) -> Sequence[Message]:
-        """Copies of waiting messages of ``queue``, in order, without handing them out. At most ``limit``."""
+        """Copies of waiting messages of ``queue``, without handing them out: ready ones in order, then delayed by due time."""
 
     @abstractmethod
     async def close(self) -> None:
-        """Give everything back and free every resource. Harmless when called twice. Later calls raise."""
+        """Give back, uncounted, what was claimed and not yielded; free every resource. Harmless when called twice.
+
+        Later calls raise. Where leases are renewable, what was yielded stays leased: another session may renew and settle
+        it, so that a session that is thrown away does not make running work run twice.
+        """
 
 
 @frozen(kw_only=True)

@@ -54,6 +54,7 @@ class Control(Step):
     async def start(self, worker: Worker) -> None:
         if worker.gateway.transport.capabilities.broadcast:
             self._listening = asyncio.create_task(self._listen(), name="umbel-control")
+            worker.watch(self._listening)
 
     async def stop(self, worker: Worker) -> None:
         if self._listening is not None:
@@ -76,7 +77,7 @@ class Control(Step):
             if not _addressed(self._worker.name, request):
                 return
             method, arguments = str(request["method"]), request.get("arguments") or {}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, re.error) as exc:
             logger.warning("a remote-control request cannot be read and is ignored: %s", exc)
             return
         command = self._commands.get(method)
@@ -88,7 +89,9 @@ class Control(Step):
         reply_to = request.get("reply_to")
         if isinstance(reply_to, Mapping) and value is not None:
             answer = {"ticket": request.get("ticket"), "reply": {self._worker.name: value}}
-            await transport.broadcast(REPLIES, json.dumps(answer).encode(), key=str(reply_to.get("routing_key", "")))
+            await transport.broadcast(
+                REPLIES, json.dumps(answer, default=repr).encode(), key=str(reply_to.get("routing_key", ""))
+            )
 
     # --- commands ---
 

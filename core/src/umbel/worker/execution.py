@@ -200,15 +200,15 @@ class TaskExecutor:
 
     def _await(self, coroutine: Any) -> Any:
         """Run a coroutine on this thread's own loop, which lives as long as the thread."""
-        runner: asyncio.Runner | None = getattr(self._threads, "runner", None)
-        if runner is None:
-            runner = self._threads.runner = asyncio.Runner()
+        own: _OwnLoop | None = getattr(self._threads, "loop", None)
+        if own is None:
+            own = self._threads.loop = _OwnLoop()
         try:
-            return runner.run(coroutine, context=contextvars.copy_context())
+            return own.runner.run(coroutine, context=contextvars.copy_context())
         except (SoftTimeLimitExceeded, TaskCancelled):
             # The interruption may have struck the loop itself and left the task half done: cancel it, drop the loop.
-            self._threads.runner = None
-            runner.close()
+            self._threads.loop = None
+            own.runner.close()
             raise
 
     # --- ends ---
@@ -345,6 +345,16 @@ class TaskExecutor:
             getattr(task, handler)(*args)
         except Exception:
             logger.exception("%s of task %s raised; the task's outcome stands", handler, task.name)
+
+
+class _OwnLoop:
+    """One thread's event loop, closed when the thread ends and lets go of it."""
+
+    def __init__(self) -> None:
+        self.runner = asyncio.Runner()
+
+    def __del__(self) -> None:
+        self.runner.close()
 
 
 _OWN_FILES = frozenset({__file__, task_module.__file__, runners.__file__, base_events.__file__})

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 _CALL_OPTIONS = frozenset(
     {
-        "task_id", "countdown", "eta", "expires", "queue", "priority", "serializer", "compression", "headers", "link", "link_error",
-        "time_limit", "soft_time_limit", "ignore_result", "shadow", "argsrepr", "kwargsrepr", "reply_to", "root_id",
-        "parent_id", "group_id", "group_index", "chain", "chord", "retries", "replaced_task_nesting", "origin",
+        "task_id", "countdown", "eta", "expires", "queue", "priority", "serializer", "compression", "headers", "link",
+        "link_error", "time_limit", "soft_time_limit", "ignore_result", "shadow", "argsrepr", "kwargsrepr", "reply_to",
+        "root_id", "parent_id", "group_id", "group_index", "chain", "chord", "retries", "replaced_task_nesting", "origin",
     }
 )  # fmt: skip
 

@@ -199,7 +199,8 @@ class Intake(Step):
         """An outcome for what is not to run at all; None for what is. Reads headers only."""
         message, records = held.delivery.message, self._worker.records
         now = self._app.clock.time()
-        if message.id and message.id in self._worker.settlement.unsettled:
+        # A first handing-out is another message of the same id: the retry, say, of the one that was not settled.
+        if held.delivery.count > 1 and message.id in self._worker.settlement.unsettled:
             return self._worker.settlement.unsettled.pop(message.id)
         if message.id in self._worker.revoked:
             return records.ended(Verdict.REVOKED, message, TaskRevoked("revoked"), state=State.REVOKED)

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from attrs import define, field
 
 from umbel import errors
-from umbel.errors import BrokerUnavailable, PublishError, ResultStoreUnavailable, UmbelError
+from umbel.errors import (
+    BrokerUnavailable,
+    DecodeError,
+    NotSupported,
+    PublishError,
+    ResultStoreUnavailable,
+    UmbelError,
+)
 from umbel.model import (
     Action,
     Completion,
@@ -30,6 +37,7 @@ from umbel.model import (
     Verdict,
     evolve,
 )
+from umbel.protocol import read_limits
 from umbel.worker import settle
 from umbel.worker.steps import Step
 
@@ -44,6 +52,8 @@ _ENDINGS = {
     Ending.TIMED_OUT: Verdict.TIMED_OUT,
     Ending.CANCELLED: Verdict.CANCELLED,
 }
+LAST_WORDS = 5.0
+"""Seconds that a stopping worker takes to tell what has ended."""
 _UNSETTLED_KEPT = 10_000
 """Outcomes remembered of tasks that ended while the broker could not be told."""
 
@@ -110,11 +120,11 @@ class SettlementStep(Step):
         worker.watch(self._loop_task)
 
     async def stop(self, worker: Worker) -> None:
-        """Settle what has ended. What cannot be told to the broker in 5 s comes back by its lease."""
+        """Settle what has ended. What cannot be stored and told in ``LAST_WORDS`` seconds comes back by its lease."""
         self._closing = True
         self._some.set()
         if self._loop_task is not None:
-            await asyncio.wait([self._loop_task], timeout=5)
+            await asyncio.wait([self._loop_task], timeout=LAST_WORDS)
             self._loop_task.cancel()
             await asyncio.wait([self._loop_task])
 
@@ -137,9 +147,11 @@ class SettlementStep(Step):
         """The job that runs a delivery."""
         message = held.delivery.message
         hard, soft = held.options.time_limit, held.options.soft_time_limit
-        limits = message.headers.get("timelimit")
-        if isinstance(limits, (list, tuple)) and len(limits) == 2:
-            hard, soft = limits[0] or hard, limits[1] or soft
+        try:
+            called = read_limits(message.headers.get("timelimit"))
+        except DecodeError:  # the executor refuses the message
+            called = None, None
+        hard, soft = called[0] or hard, called[1] or soft
         return Job(
             id=held.job_id,
             task=message.task,
@@ -295,7 +307,7 @@ class SettlementStep(Step):
             ours = await self._insist(
                 lambda: self._worker.gateway.transport.renew(deliveries, lease=lease), BrokerUnavailable, "broker"
             )
-            for held, still in zip(doubtful, ours or (), strict=False):
+            for held, still in zip(doubtful, ours, strict=True):
                 held.lost = not still
 
     async def _publish(self, ends: Sequence[_End]) -> None:
@@ -305,15 +317,16 @@ class SettlementStep(Step):
             return
         try:
             await self._insist(lambda: self._send(messages), BrokerUnavailable, "broker")
-        except PublishError:
+        except (PublishError, NotSupported):
             for end in ends:
                 follow_ups = list(end.outcome.follow_ups)
                 try:
                     if follow_ups:
                         await self._insist(lambda m=follow_ups: self._send(m), BrokerUnavailable, "broker")  # type: ignore[misc]  # the default binds the loop's variable
-                except PublishError as exc:
+                except (PublishError, NotSupported) as exc:
                     detail = f"a follow-up was refused by the broker: {exc}"
-                    end.outcome = evolve(end.outcome, verdict=Verdict.REJECTED, detail=detail, results=())
+                    message = end.held.delivery.message
+                    end.outcome = self._worker.records.ended(Verdict.REJECTED, message, exc, detail=detail)
 
     async def _send(self, messages: Sequence[Message]) -> None:
         await self._worker.gateway.do_publish(messages, self._worker.settings.broker.publish_timeout)
@@ -323,7 +336,7 @@ class SettlementStep(Step):
         carried_out = await self._insist(
             lambda: self._worker.gateway.transport.settle(settlements), BrokerUnavailable, "broker"
         )
-        for (end, _), done in zip(pending, carried_out or [False] * len(pending), strict=True):
+        for (end, _), done in zip(pending, carried_out, strict=True):
             if done:
                 continue
             end.held.lost = True
@@ -335,7 +348,7 @@ class SettlementStep(Step):
                     self.unsettled.popitem(last=False)
 
     async def _insist(self, call: Callable[[], Awaitable[Any]], passing: type[UmbelError], what: str) -> Any:
-        """Repeat a call through passing faults; give up, returning None, only when the worker closes."""
+        """Repeat a call through passing faults, until the worker's last words are over."""
         pause = 0.05
         while True:
             transport = self._worker.gateway.transport
@@ -345,8 +358,6 @@ class SettlementStep(Step):
                 logger.warning("%s unavailable; finished work is kept and tried again in %.1f s: %s", what, pause, exc)
                 if passing is BrokerUnavailable:
                     await self._worker.gateway.replace_transport(transport)
-                if self._closing and pause > 1:
-                    return None
             await asyncio.sleep(pause * random.uniform(0.5, 1))  # jitter, not a secret
             pause = min(pause * 2, 5.0)
 

@@ -12,6 +12,7 @@ from umbel.ports.compressor import Compressor
 class Bzip2Compressor(Compressor):
     """Writes and reads single bzip2 streams (``BZh9``). Beside the output, reading takes up to 3.7 MB."""
 
+    api_version: ClassVar[tuple[int, int]] = (1, 0)
     name: ClassVar[str] = "bzip2"
     encoding: ClassVar[str] = "application/x-bz2"
     aliases: ClassVar[tuple[str, ...]] = ("bzip2", "bzip")

@@ -46,6 +46,7 @@ class JsonSerializer(Serializer):
     dict keys, which become strings. ``loads`` creates only these types, so it is safe on untrusted bytes.
     """
 
+    api_version: ClassVar[tuple[int, int]] = (1, 0)
     name: ClassVar[str] = "json"
     content_type: ClassVar[str] = "application/json"
     content_encoding: ClassVar[str] = "utf-8"

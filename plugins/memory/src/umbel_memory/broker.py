@@ -50,8 +50,8 @@ class Entry:
     """Grows with each handing-out and each settlement: a token with another number is void."""
     until: float | None = None
     """Away until this time; None: ready."""
-    holder: object = None
-    """Who leased it last; an ended lease keeps its holder until the entry is handed out again."""
+    leased: bool = False
+    """Handed out and not returned; an ended lease stays one until the entry is handed out again."""
 
     def copy(self) -> Message:
         headers, properties = marshal.loads(self.plain)
@@ -132,7 +132,7 @@ class Queue:
     def waiting(self) -> list[Entry]:
         """Ready entries in the order of handing out, then delayed ones by due time."""
         ready = [entry for entry in self.entries if entry.until is None]
-        delayed = [entry for entry in self.entries if entry.until is not None and entry.holder is None]
+        delayed = [entry for entry in self.entries if entry.until is not None and not entry.leased]
         ready.sort(key=lambda entry: (-entry.message.priority, entry.order or 0))
         delayed.sort(key=lambda entry: entry.until or 0.0)
         return ready + delayed
@@ -164,9 +164,7 @@ class Broker:
             for entry in entries:
                 self._accept(entry, now=now)
 
-    def claim(
-        self, names: Sequence[str], limit: int, *, lease: float, holder: object, now: float
-    ) -> Sequence[Delivery]:
+    def claim(self, names: Sequence[str], limit: int, *, lease: float, now: float) -> Sequence[Delivery]:
         """Hand out at most ``limit`` messages, over all queues by priority and age."""
         with self._lock:
             queues = [(name, self._queue(name)) for name in names]
@@ -178,7 +176,7 @@ class Broker:
                 if not heads:
                     break
                 _, name, queue = min(heads, key=lambda head: head[0])
-                batch.append(self._hand_out(queue.take(), name, queue, until=now + lease, holder=holder))
+                batch.append(self._hand_out(queue.take(), name, queue, until=now + lease))
             return batch
 
     def next_timer(self, names: Sequence[str]) -> float | None:
@@ -202,14 +200,6 @@ class Broker:
                     queue.send_away(entry, until=now + lease, ticks=self._ticks)
                 held.append(queue is not None)
             return held
-
-    def give_back(self, holder: object, *, now: float) -> None:
-        """Make everything that ``holder`` still holds ready again; these handings-out stay counted."""
-        with self._lock:
-            for queue in self._queues.values():
-                for entry in queue.entries:
-                    if entry.holder is holder:
-                        self._return(entry, queue, until=None, now=now)
 
     # --- queues ---------------------------------------------------------------------------------
 
@@ -290,10 +280,10 @@ class Broker:
             queue.make_ready(entry, now=now, ticks=self._ticks)
             queue.ring()
 
-    def _hand_out(self, entry: Entry, name: str, queue: Queue, *, until: float, holder: object) -> Delivery:
+    def _hand_out(self, entry: Entry, name: str, queue: Queue, *, until: float) -> Delivery:
         entry.count += 1
         entry.fence += 1
-        entry.holder = holder
+        entry.leased = True
         queue.send_away(entry, until=until, ticks=self._ticks)
         return Delivery(
             message=entry.copy(),
@@ -330,7 +320,7 @@ class Broker:
 
     def _return(self, entry: Entry, queue: Queue, *, until: float | None, now: float) -> None:
         entry.fence += 1
-        entry.holder = None
+        entry.leased = False
         if until is not None:
             queue.send_away(entry, until=until, ticks=self._ticks)
         else:
@@ -342,7 +332,7 @@ class Broker:
             return QueueDepth()
         queue.bring_back(now=now, ticks=self._ticks)
         ready = [entry for entry in queue.entries if entry.until is None]
-        leased = sum(entry.until is not None and entry.holder is not None for entry in queue.entries)
+        leased = sum(entry.until is not None and entry.leased for entry in queue.entries)
         return QueueDepth(
             ready=len(ready),
             delayed=len(queue.entries) - len(ready) - leased,

@@ -75,7 +75,7 @@ class MemoryTransport(Transport, BlockingPublisher, Broadcaster):
             while True:
                 bell.clear()
                 self._session.enter()
-                batch = self._broker.claim(names, credit.available, lease=lease, holder=self, now=self.clock.time())
+                batch = self._broker.claim(names, credit.available, lease=lease, now=self.clock.time())
                 if batch or loop.time() >= quiet_until:
                     credit.take(len(batch))
                     yield batch
@@ -127,11 +127,10 @@ class MemoryTransport(Transport, BlockingPublisher, Broadcaster):
         return self._broker.peek(queue, limit=limit, offset=offset, now=self.clock.time())
 
     async def close(self) -> None:
-        """Give back, counted, what is held; iterators that are still waiting raise ``BrokerUnavailable``."""
+        """See the port; iterators that are still waiting raise ``BrokerUnavailable``."""
         if self._session.closed:
             return
         self._session.closed = True
-        self._broker.give_back(self, now=self.clock.time())
         for bell in self._bells:
             bell.ring()
 

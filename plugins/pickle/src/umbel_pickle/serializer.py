@@ -15,6 +15,7 @@ PROTOCOL: Final = 4
 class PickleSerializer(Serializer):
     """``application/x-python-serialize``. Reading runs whatever code the bytes name: hence not ``safe``."""
 
+    api_version: ClassVar[tuple[int, int]] = (1, 0)
     name: ClassVar[str] = "pickle"
     content_type: ClassVar[str] = "application/x-python-serialize"
     content_encoding: ClassVar[str] = "binary"

@@ -52,8 +52,8 @@ class _Directory:
     def remove(self, name: str) -> None:
         try:
             os.unlink(os.path.join(self.path, name))
-        except FileNotFoundError:
-            pass  # another ringer swept it first
+        except (FileNotFoundError, PermissionError):
+            pass  # another ringer swept it first, or its owner must
 
     def close(self) -> None:
         if self._descriptor is not None:

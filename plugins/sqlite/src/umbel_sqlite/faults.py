@@ -6,10 +6,8 @@ import os
 import sqlite3
 from typing import Final
 
-PASSING: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
-"""Another process holds a lock: the same call may succeed in a moment."""
-
-_HARMLESS: Final = PASSING | {sqlite3.SQLITE_FULL, sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_CONSTRAINT}
+_LOCKED: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+_HARMLESS: Final = _LOCKED | {sqlite3.SQLITE_FULL, sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_CONSTRAINT}
 
 
 class Fault(Exception):
@@ -20,20 +18,25 @@ class Fault(Exception):
         self.permanent = permanent
 
 
-def code_of(error: BaseException) -> int:
+def passing(error: BaseException) -> bool:
+    """Whether another holds a lock: the same call may succeed in a moment."""
+    return isinstance(error, BlockingIOError) or _code_of(error) in _LOCKED
+
+
+def _code_of(error: BaseException) -> int:
     """The primary result code of SQLite's; 0 for any other error."""
     return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 
 def poisons(error: BaseException) -> bool:
     """Whether the connection should be thrown away after this."""
-    return isinstance(error, sqlite3.DatabaseError) and code_of(error) not in _HARMLESS
+    return isinstance(error, sqlite3.DatabaseError) and _code_of(error) not in _HARMLESS
 
 
 def explain(error: Exception, file: str) -> Fault | None:
     """The fault behind an error of SQLite's or the system's; None: not one of theirs, but a mistake in the program."""
     directory = os.path.dirname(file)
-    match code_of(error):
+    match _code_of(error):
         case sqlite3.SQLITE_FULL:
             return Fault(f"no room for {file}: the disk, or the option max_file_size, is exhausted", permanent=True)
         case sqlite3.SQLITE_NOTADB:
@@ -47,7 +50,7 @@ def explain(error: Exception, file: str) -> Fault | None:
     if isinstance(error, sqlite3.OperationalError | OSError):
         if not os.path.isdir(directory):
             return Fault(f"the directory of {file} does not exist: `mkdir -p {directory}`", permanent=False)
-        if isinstance(error, PermissionError) or code_of(error) == sqlite3.SQLITE_READONLY or not _writable(file):
+        if isinstance(error, PermissionError) or _code_of(error) == sqlite3.SQLITE_READONLY or not _writable(file):
             return Fault(f"{file} or its directory is not writable by user {os.geteuid()}", permanent=True)
         return Fault(f"{file} cannot be used: {error}", permanent=False)
     return Fault(f"{file} refused: {error}", permanent=True) if isinstance(error, sqlite3.Error) else None

@@ -31,7 +31,7 @@ from umbel.model import (
 )
 from umbel.ports.clock import Clock
 from umbel.ports.transport import QueueDepth
-from umbel_sqlite.database import Schema
+from umbel_sqlite.connection import Schema
 from umbel_sqlite.faults import Fault
 
 READY, LEASED, DELAYED = 0, 1, 2
@@ -56,7 +56,7 @@ SCHEMA: Final = Schema(
             head TEXT NOT NULL,
             body BLOB NOT NULL
         )""",
-        "CREATE INDEX umbel_messages_ready ON umbel_messages (queue, priority DESC, id, since) WHERE state = 0",
+        "CREATE INDEX umbel_messages_ready ON umbel_messages (queue, priority DESC, since, id) WHERE state = 0",
         "CREATE INDEX umbel_messages_waiting ON umbel_messages (until, state, queue) WHERE state > 0",
         "CREATE TABLE umbel_queues (name TEXT PRIMARY KEY) WITHOUT ROWID",
         """CREATE TABLE umbel_broadcasts (
@@ -80,17 +80,18 @@ NEXT_DUE: Final = "SELECT min(until) FROM umbel_messages INDEXED BY umbel_messag
 CLAIMABLE: Final = """SELECT id, queue, priority, claims, starts, due, head, body FROM umbel_messages WHERE id IN (
     SELECT m.id FROM json_each(:queues) AS q CROSS JOIN umbel_messages AS m WHERE m.id IN (
         SELECT id FROM umbel_messages INDEXED BY umbel_messages_ready WHERE queue = q.value AND state = 0
-        ORDER BY priority DESC, id LIMIT :limit))
-    ORDER BY priority DESC, id LIMIT :limit"""
+        ORDER BY priority DESC, since, id LIMIT :limit))
+    ORDER BY priority DESC, since, id LIMIT :limit"""
 _CLAIM: Final = """UPDATE umbel_messages SET state = 1, until = ?, fence = ?, claims = claims + 1
     WHERE id IN (SELECT value FROM json_each(?))"""
 HELD: Final = """SELECT json_group_array(t.key) FROM json_each(?) AS t CROSS JOIN umbel_messages AS m
     ON m.id = json_extract(t.value, '$[0]') AND m.fence = json_extract(t.value, '$[1]')"""
-_GIVE_BACK: Final = "UPDATE umbel_messages SET state = ?, until = ?, fence = -fence, claims = claims - ? WHERE id = ?"
+_GIVE_BACK: Final = """UPDATE umbel_messages SET state = ?, until = ?, fence = -fence, claims = claims - ?,
+    starts = coalesce(?, starts) WHERE id = ?"""
 _BURY: Final = """UPDATE umbel_messages SET queue = ?, state = 0, until = ?, since = ?, fence = -fence, claims = 0,
     starts = 0, due = NULL, head = ? WHERE id = ?"""
 _PEEK_READY: Final = """SELECT queue, priority, due, head, body FROM umbel_messages WHERE queue = ? AND state = 0
-    ORDER BY priority DESC, id LIMIT ? OFFSET ?"""
+    ORDER BY priority DESC, since, id LIMIT ? OFFSET ?"""
 _PEEK_DELAYED: Final = """SELECT queue, priority, due, head, body FROM umbel_messages
     WHERE queue = ? AND state > 0 AND state = 2 ORDER BY until, id LIMIT ? OFFSET ?"""
 
@@ -176,13 +177,13 @@ class Messages:
         now = self._clock.time()
         settlements = list(chain.from_iterable(payloads))
         held = self._held(db, [settlement.delivery.token for settlement in settlements])
-        acked = [settlements[i].delivery.token.id for i in held if settlements[i].action is Action.ACK]
-        if acked:
+        if acked := [settlements[i].delivery.token.id for i in held if settlements[i].action is Action.ACK]:
             db.execute("DELETE FROM umbel_messages WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(acked),))
         for i in held:
             settlement = settlements[i]
             if settlement.action is Action.REQUEUE:
-                self._requeue(db, settlement.delivery.token, settlement.delay, settlement.counted, now)
+                starts = None if settlement.counted else settlement.delivery.starts  # nor does its start count
+                self._requeue(db, settlement.delivery.token, settlement.delay, settlement.counted, now, starts)
             elif settlement.action is Action.DEAD:
                 self._bury(db, settlement, now)
         return _split([i in held for i in range(len(settlements))], payloads)
@@ -203,13 +204,12 @@ class Messages:
             answers.append([i in held for i in range(len(tokens))])
         return answers
 
-    def give_back(self, db: sqlite3.Connection, payloads: Sequence[Sequence[tuple[Token, bool]]]) -> Sequence[None]:
-        """Make leased messages ready again at once, each counted or not."""
+    def give_back(self, db: sqlite3.Connection, payloads: Sequence[Sequence[Token]]) -> Sequence[None]:
+        """Make leased messages ready again at once, uncounted."""
         now = self._clock.time()
         tokens = list(chain.from_iterable(payloads))
-        for i in self._held(db, [token for token, _ in tokens]):
-            token, counted = tokens[i]
-            self._requeue(db, token, 0.0, counted, now)
+        for i in self._held(db, tokens):
+            self._requeue(db, tokens[i], 0.0, counted=False, now=now)
         return [None] * len(payloads)
 
     def _held(self, db: sqlite3.Connection, tokens: Sequence[Token]) -> set[int]:
@@ -220,9 +220,11 @@ class Messages:
             first.setdefault(tokens[i].id, i)
         return set(first.values())
 
-    def _requeue(self, db: sqlite3.Connection, token: Token, delay: float, counted: bool, now: float) -> None:
+    def _requeue(
+        self, db: sqlite3.Connection, token: Token, delay: float, counted: bool, now: float, starts: int | None = None
+    ) -> None:
         state = DELAYED if delay > 0 else READY
-        db.execute(_GIVE_BACK, (state, now + max(0.0, delay), int(not counted), token.id))
+        db.execute(_GIVE_BACK, (state, now + max(0.0, delay), int(not counted), starts, token.id))
 
     def _bury(self, db: sqlite3.Connection, settlement: Settlement, now: float) -> None:
         delivery = settlement.delivery

@@ -54,8 +54,10 @@ def file_of(url: str) -> str:
     """
     parts = urlsplit(url)
     path = unquote(parts.path.removeprefix("/"))
-    if parts.netloc:
-        raise SettingsError([f"{url!r} has two slashes where a file takes three: sqlite:///{parts.netloc}{parts.path}"])
-    if not path or path.endswith("/") or path == ":memory:":
-        raise SettingsError([f"{url!r} names no file: write sqlite:///umbel.sqlite3, or use memory:// to keep nothing"])
+    if parts.netloc or not path or path.endswith("/") or path == ":memory:":
+        raise SettingsError(
+            [
+                "a sqlite URL names a file after three slashes: sqlite:///umbel.sqlite3, or sqlite:////var/lib/umbel.sqlite3"
+            ]
+        )
     return os.path.abspath(path)

@@ -18,7 +18,7 @@ from attrs import frozen
 from umbel.model import Lease, Result
 from umbel.ports.clock import Clock
 from umbel.ports.result_store import JoinState
-from umbel_sqlite.database import Schema
+from umbel_sqlite.connection import Schema
 
 SCHEMA: Final = Schema(
     part="results",
@@ -29,6 +29,7 @@ SCHEMA: Final = Schema(
             task_id TEXT NOT NULL UNIQUE,
             state TEXT NOT NULL,
             final INTEGER NOT NULL,
+            lifetime REAL,
             expires REAL,
             content_type TEXT NOT NULL,
             content_encoding TEXT NOT NULL,
@@ -43,7 +44,9 @@ SCHEMA: Final = Schema(
             fired INTEGER NOT NULL DEFAULT 0,
             owner TEXT,
             until REAL NOT NULL DEFAULT 0,
-            expires REAL
+            marked REAL NOT NULL,
+            lifetime REAL,
+            expires REAL AS (marked + lifetime)
         ) WITHOUT ROWID""",
         "CREATE INDEX umbel_joins_unfired ON umbel_joins (until) WHERE fired = 0 AND count >= size",
         "CREATE INDEX umbel_joins_expires ON umbel_joins (expires) WHERE expires IS NOT NULL",
@@ -65,12 +68,12 @@ SCHEMA: Final = Schema(
 )
 
 _PUT: Final = "INSERT INTO umbel_results VALUES "
-_ROW: Final = "(?, ?, ?, ?, ?, ?, ?, ?)"
+_ROW: Final = "(?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _OVER: Final = """ ON CONFLICT (task_id) DO UPDATE SET seq = excluded.seq, state = excluded.state, final = excluded.final,
-    expires = excluded.expires, content_type = excluded.content_type, content_encoding = excluded.content_encoding,
-    document = excluded.document WHERE NOT final OR expires <= ?"""
+    lifetime = excluded.lifetime, expires = excluded.expires, content_type = excluded.content_type,
+    content_encoding = excluded.content_encoding, document = excluded.document WHERE NOT final OR expires <= ?"""
 _CHUNKS: Final = (100, 10, 1)
-_RESULT: Final = "SELECT task_id, state, document, content_type, content_encoding, expires FROM umbel_results"
+_RESULT: Final = "SELECT task_id, state, document, content_type, content_encoding, lifetime FROM umbel_results"
 _VISIBLE: Final = "(expires IS NULL OR expires > ?)"
 _NEWS_AT_ONCE: Final = 2000
 _SWEPT_AT_ONCE: Final = 200
@@ -128,9 +131,11 @@ class Records:
     def put(self, db: sqlite3.Connection, payloads: Sequence[Sequence[Result]]) -> Sequence[None]:
         now = self._clock.time()
         rows: list[tuple[Any, ...]] = []
-        for seq, r in enumerate(chain.from_iterable(payloads), self._last(db) + 1):
+        latest = chain.from_iterable({r.task_id: r for r in results}.values() for results in payloads)
+        for seq, r in enumerate(latest, self._last(db) + 1):
             expires = None if r.expires is None else now + r.expires
-            rows.append((seq, r.task_id, r.state, r.final, expires, r.content_type, r.content_encoding, r.document))
+            about = (r.content_type, r.content_encoding, r.document)
+            rows.append((seq, r.task_id, r.state, r.final, r.expires, expires, *about))
         start = 0
         for size in _CHUNKS:
             while len(rows) - start >= size:
@@ -152,7 +157,7 @@ class Records:
 
     def _find(self, db: sqlite3.Connection, task_ids: Sequence[str], now: float) -> dict[str, Result]:
         sql = f"{_RESULT} WHERE task_id IN (SELECT value FROM json_each(?)) AND {_VISIBLE}"
-        return {row[0]: _result(row, now) for row in db.execute(sql, (json.dumps(task_ids), now)).fetchall()}
+        return {row[0]: _result(row) for row in db.execute(sql, (json.dumps(task_ids), now)).fetchall()}
 
     def look(self, db: sqlite3.Connection, payloads: Sequence[Look]) -> Sequence[Seen]:
         return [self._look(db, look) for look in payloads]
@@ -183,7 +188,7 @@ class Records:
             of_state, chosen = ("", ()) if state is None else (" AND state = ?", (state,))
             sql = f"{_RESULT} WHERE {_VISIBLE}{of_state} ORDER BY seq DESC LIMIT ? OFFSET ?"
             rows = db.execute(sql, (now, *chosen, limit, offset)).fetchall()
-            answers.append([_result(row, now) for row in rows])
+            answers.append([_result(row) for row in rows])
         return answers
 
     def _sweep(self, db: sqlite3.Connection, now: float) -> None:
@@ -214,19 +219,27 @@ class Records:
         row = db.execute("SELECT expires FROM umbel_joins WHERE key = ?", (join.key,)).fetchone()
         if row is not None and row[0] is not None and row[0] <= now:
             self._drop_join(db, join.key)
-        db.execute("INSERT INTO umbel_joins (key) VALUES (?) ON CONFLICT DO NOTHING", (join.key,))
+        db.execute("INSERT INTO umbel_joins (key, marked) VALUES (?, ?) ON CONFLICT DO NOTHING", (join.key, now))
         added = db.executemany(
             "INSERT INTO umbel_marks VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
             [(join.key, member, value) for member, value in join.marks.items()],
         ).rowcount
         db.execute(
-            "UPDATE umbel_joins SET count = count + ?, size = coalesce(?, size), expires = coalesce(?, expires)"
-            " WHERE key = ?",
-            (max(0, added), join.size, None if join.expires is None else now + join.expires, join.key),
+            "UPDATE umbel_joins SET count = count + :added, size = coalesce(:size, size),"
+            " marked = iif(:marks, :now, marked), lifetime = coalesce(:lifetime, lifetime) WHERE key = :key",
+            {
+                "added": max(0, added),
+                "size": join.size,
+                "marks": len(join.marks),
+                "now": now,
+                "lifetime": join.expires,
+                "key": join.key,
+            },
         )
         fires = db.execute(
-            "UPDATE umbel_joins SET owner = ?, until = ? WHERE key = ? AND fired = 0 AND count >= size AND until <= ?",
-            (join.owner, now + join.lease, join.key, now),
+            "UPDATE umbel_joins SET owner = ?, until = ?"
+            " WHERE key = ? AND fired = 0 AND count >= size AND (until <= ? OR owner = ?)",
+            (join.owner, now + join.lease, join.key, now, join.owner),
         ).rowcount
         count, size = db.execute("SELECT count, size FROM umbel_joins WHERE key = ?", (join.key,)).fetchone()
         return JoinState(count=count, size=size, fires=fires == 1)
@@ -262,19 +275,20 @@ class Records:
 
     def _claim(self, db: sqlite3.Connection, claim: Claim, now: float) -> Lease:
         until = now + claim.lease
-        row = db.execute("SELECT owner, fence, until, value FROM umbel_claims WHERE name = ?", (claim.name,)).fetchone()
-        if row is not None and row[0] == claim.owner:
-            value = claim.value or row[3]
-            db.execute("UPDATE umbel_claims SET until = ?, value = ? WHERE fence = ?", (until, value, row[1]))
-            return Lease(name=claim.name, owner=claim.owner, fence=row[1], until=until, value=value)
-        if row is not None and row[2] > now:
+        row = db.execute(
+            "SELECT owner, fence, until, value FROM umbel_claims WHERE name = ? AND until > ?", (claim.name, now)
+        ).fetchone()
+        if row is not None and row[0] != claim.owner:
             return Lease(name=claim.name, owner=row[0], fence=row[1], until=row[2], value=row[3])
-        db.execute("DELETE FROM umbel_claims WHERE name = ?", (claim.name,))
-        fence = db.execute(
-            "INSERT INTO umbel_claims (name, owner, until, value) VALUES (?, ?, ?, ?)",
-            (claim.name, claim.owner, until, claim.value),
-        ).lastrowid
-        assert fence is not None
+        if row is not None:
+            fence = row[1]
+            db.execute("UPDATE umbel_claims SET until = ?, value = ? WHERE fence = ?", (until, claim.value, fence))
+        else:
+            db.execute("DELETE FROM umbel_claims WHERE name = ?", (claim.name,))
+            fence = db.execute(
+                "INSERT INTO umbel_claims (name, owner, until, value) VALUES (?, ?, ?, ?)",
+                (claim.name, claim.owner, until, claim.value),
+            ).lastrowid
         return Lease(name=claim.name, owner=claim.owner, fence=fence, until=until, value=claim.value)
 
     def release(self, db: sqlite3.Connection, payloads: Sequence[tuple[str, str]]) -> Sequence[bool]:
@@ -297,13 +311,13 @@ class Records:
         ]
 
 
-def _result(row: tuple[Any, ...], now: float) -> Result:
-    task_id, state, document, content_type, content_encoding, expires = row
+def _result(row: tuple[Any, ...]) -> Result:
+    task_id, state, document, content_type, content_encoding, lifetime = row
     return Result(
         task_id=task_id,
         state=state,
         document=document,
         content_type=content_type,
         content_encoding=content_encoding,
-        expires=None if expires is None else expires - now,
+        expires=lifetime,
     )

@@ -22,10 +22,7 @@ log = logging.getLogger("umbel.sqlite")
 
 
 class SqliteResultStore(ResultStore, JoinStore, ClaimStore, QueryableStore):
-    """Keeps results in the file that the URL names, which may be the broker's. Every write is durable when it returns.
-
-    Results of one ``put`` are stored one after another in their order: a final one stays though a later one follows.
-    """
+    """Keeps results in the file that the URL names, which may be the broker's. Every write is durable when it returns."""
 
     Options = Options
     capabilities = ResultStoreCapabilities(durable=True, push=True, expires=True, join=True, claim=True, query=True)
@@ -138,6 +135,7 @@ class SqliteResultStore(ResultStore, JoinStore, ClaimStore, QueryableStore):
         lease: float,
         expires: float | None = None,
     ) -> JoinState:
+        """The holder of the right that asks again, say after a lost answer, is told to fire again."""
         join = Join(key=key, marks=marks, size=size, owner=owner, lease=lease, expires=expires)
         state: JoinState = await self._db.submit(self._records.join, join, write=True)
         return state
@@ -157,7 +155,7 @@ class SqliteResultStore(ResultStore, JoinStore, ClaimStore, QueryableStore):
     # --- claims ----------------------------------------------------------------------------------
 
     async def claim(self, name: str, owner: str, *, lease: float, value: bytes = b"") -> Lease:
-        """A renewal without a ``value`` keeps the one there is."""
+        """A lease that has ended is gone: taking the name anew has a new fence, whoever takes it."""
         claim = Claim(name=name, owner=owner, lease=lease, value=value)
         taken: Lease = await self._db.submit(self._records.claim, claim, write=True)
         return taken

@@ -14,7 +14,7 @@ from umbel.capabilities import UNLIMITED, TransportCapabilities
 from umbel.errors import BrokerUnavailable, PublishRefused
 from umbel.model import Action, Delivery, Message, QueueSpec, Settlement
 from umbel.ports.clock import Clock
-from umbel.ports.transport import Broadcaster, Credit, QueueDepth, Transport
+from umbel.ports.transport import BlockingPublisher, Broadcaster, Credit, QueueDepth, Transport
 from umbel_sqlite.bells import BROADCASTS, MESSAGES, Bell
 from umbel_sqlite.database import Database
 from umbel_sqlite.messages import SCHEMA, ClaimRequest, Messages, Token
@@ -27,7 +27,7 @@ _LONGEST_SILENCE: Final = 5.0
 """Seconds within which ``consume`` yields, be it an empty batch."""
 
 
-class SqliteTransport(Transport, Broadcaster):
+class SqliteTransport(Transport, BlockingPublisher, Broadcaster):
     """Keeps messages in the file that the URL names; the file is created, its directory is not.
 
     Delivers at least once. Order: higher priority first, then oldest first; a message given back keeps its place. Times
@@ -47,6 +47,7 @@ class SqliteTransport(Transport, Broadcaster):
             delivery_count=True,
             start_marks=True,
             broadcast=True,
+            blocking_publish=True,
             max_message_size=self.options.max_message_size,
         )
         file = file_of(url)
@@ -57,17 +58,26 @@ class SqliteTransport(Transport, Broadcaster):
         self._closed = False
         self._claiming: set[asyncio.Future[Any]] = set()
         self._cleaning: set[asyncio.Task[None]] = set()
-        self._out: dict[Token, bool] = {}
-        """Handed out and not settled; True once yielded, so that giving it back counts."""
+        self._unpaid: set[asyncio.Future[int]] = set()
+        self._unyielded: set[Token] = set()
+        """Claimed, and not yet on its way to the caller."""
 
     # --- sending ---------------------------------------------------------------------------------
 
     async def publish(self, messages: Sequence[Message], *, timeout: float) -> None:
-        for message in messages:
-            self._check_size(len(message.body), f"message {message.id!r}")
-        if messages:
+        if self._sendable(messages):
             publish = self._messages.publish
             await self._db.submit(publish, messages, write=True, ring=MESSAGES, timeout=timeout, refused=PublishRefused)
+
+    def publish_blocking(self, messages: Sequence[Message], *, timeout: float) -> None:
+        """See the port. One transaction on the calling thread, which waits for those of other threads."""
+        if self._sendable(messages):
+            self._db.run(self._messages.publish, messages, ring=MESSAGES, timeout=timeout, refused=PublishRefused)
+
+    def _sendable(self, messages: Sequence[Message]) -> bool:
+        for message in messages:
+            self._check_size(len(message.body), f"message {message.id!r}")
+        return bool(messages)
 
     def _check_size(self, size: int, what: str) -> None:
         limit = self.options.max_message_size
@@ -96,13 +106,15 @@ class SqliteTransport(Transport, Broadcaster):
                 await self._new_messages.wait(seen, pause)
 
     async def _room(self, credit: Credit, patience: float) -> int:
-        """How many deliveries may be claimed; 0 if there is no credit for as long as the caller may be kept waiting."""
+        """How many deliveries may be claimed; 0 if no credit comes for as long as the caller may be kept waiting."""
         if not credit.available:
+            paid = asyncio.ensure_future(credit.wait())
+            self._unpaid.add(paid)
             try:
-                async with asyncio.timeout(patience):
-                    await credit.wait()
-            except TimeoutError:
-                return 0
+                await asyncio.wait([paid], timeout=max(0.0, patience))
+            finally:
+                self._unpaid.discard(paid)
+                paid.cancel()
         return min(credit.available, _LARGEST_BATCH)
 
     async def _claim(self, request: ClaimRequest, credit: Credit) -> tuple[list[Delivery], float | None]:
@@ -120,7 +132,7 @@ class SqliteTransport(Transport, Broadcaster):
             batch, next_due = await asyncio.shield(claimed)
             self._check_open()
             unused -= len(batch)
-            self._out.update(dict.fromkeys((delivery.token for delivery in batch), True))
+            self._unyielded.difference_update(delivery.token for delivery in batch)
             return batch, next_due
         except asyncio.CancelledError:
             await asyncio.shield(self._clean(claimed))
@@ -136,7 +148,7 @@ class SqliteTransport(Transport, Broadcaster):
     def _claimed(self, claimed: asyncio.Future[tuple[list[Delivery], float | None]]) -> None:
         self._claiming.discard(claimed)
         if not claimed.cancelled() and claimed.exception() is None:
-            self._out.update(dict.fromkeys((delivery.token for delivery in claimed.result()[0]), False))
+            self._unyielded.update(delivery.token for delivery in claimed.result()[0])
 
     def _clean(self, claimed: asyncio.Future[tuple[list[Delivery], float | None]]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(self._abandon(claimed))
@@ -150,13 +162,13 @@ class SqliteTransport(Transport, Broadcaster):
             await self._give_back([delivery.token for delivery in claimed.result()[0]])
 
     async def _give_back(self, tokens: Sequence[Token]) -> None:
-        pairs = [(token, self._out.pop(token)) for token in tokens if token in self._out]
-        if not pairs:
+        self._unyielded.difference_update(tokens)
+        if not tokens:
             return
         try:
-            await self._db.submit(self._messages.give_back, pairs, write=True, ring=MESSAGES, timeout=1.0)
+            await self._db.submit(self._messages.give_back, tokens, write=True, ring=MESSAGES, timeout=1.0)
         except BrokerUnavailable as error:
-            log.warning("%d messages were not given back and wait for their leases to end: %s", len(pairs), error)
+            log.warning("%d messages were not given back and wait for their leases to end: %s", len(tokens), error)
 
     def _poll(self) -> float:
         interval: float = self.options.poll_interval
@@ -169,8 +181,6 @@ class SqliteTransport(Transport, Broadcaster):
             return []
         ring = "" if all(settlement.action is Action.ACK for settlement in settlements) else MESSAGES
         done: Sequence[bool] = await self._db.submit(self._messages.settle, settlements, write=True, ring=ring)
-        for settlement in settlements:
-            self._out.pop(settlement.delivery.token, None)
         return done
 
     async def renew(self, deliveries: Sequence[Delivery], *, lease: float, starting: bool = False) -> Sequence[bool]:
@@ -178,9 +188,6 @@ class SqliteTransport(Transport, Broadcaster):
             return []
         tokens = [delivery.token for delivery in deliveries]
         held: Sequence[bool] = await self._db.submit(self._messages.renew, (tokens, lease, starting), write=True)
-        for token, still in zip(tokens, held, strict=True):
-            if not still:
-                self._out.pop(token, None)
         return held
 
     # --- queues ----------------------------------------------------------------------------------
@@ -236,13 +243,18 @@ class SqliteTransport(Transport, Broadcaster):
     # --- the end ---------------------------------------------------------------------------------
 
     async def close(self) -> None:
-        """Give back what is handed out: uncounted if it was never yielded, counted otherwise. Then free everything."""
+        """Give back, uncounted, what was claimed and not yielded; then free everything.
+
+        What was yielded stays leased: another transport on the same file may renew and settle it.
+        """
         if self._closed:
             return
         self._closed = True
         self._new_messages.close()
         self._new_broadcasts.close()
+        for paid in self._unpaid:
+            paid.cancel()
         if pending := self._claiming | self._cleaning:
             await asyncio.wait(pending)
-        await self._give_back(list(self._out))
+        await self._give_back(list(self._unyielded))
         await self._db.close()

@@ -15,6 +15,7 @@ _ZLIB_OR_GZIP: Final = zlib.MAX_WBITS | 32
 class ZlibCompressor(Compressor):
     """Writes zlib streams (``78 9c``), as every peer of the wire does; reads those and gzip streams of one member."""
 
+    api_version: ClassVar[tuple[int, int]] = (1, 0)
     name: ClassVar[str] = "zlib"
     encoding: ClassVar[str] = "application/x-gzip"
     aliases: ClassVar[tuple[str, ...]] = ("zlib", "gzip")

@@ -99,9 +99,7 @@ class Bench:
 
     def _do_on_main(self, work: Callable[[], None], deadline: float) -> None:
         main = threading.get_ident()
-        alarm = threading.Timer(
-            max(0.0, deadline - time.monotonic()), lambda: signal.pthread_kill(main, signal.SIGINT)
-        )
+        alarm = threading.Timer(max(0.0, deadline - time.monotonic()), lambda: signal.pthread_kill(main, signal.SIGINT))
         alarm.daemon = True
         alarm.start()
         try:

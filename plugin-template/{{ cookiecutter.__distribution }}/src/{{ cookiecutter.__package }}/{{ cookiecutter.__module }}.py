@@ -1,0 +1,1 @@
+{% include cookiecutter.port + "/plugin.py" %}

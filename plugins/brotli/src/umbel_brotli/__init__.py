@@ -1,0 +1,1 @@
+"""Brotli compressor of Umbel."""

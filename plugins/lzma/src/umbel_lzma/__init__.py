@@ -1,0 +1,1 @@
+"""xz compressor of Umbel."""

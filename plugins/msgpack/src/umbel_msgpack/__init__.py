@@ -1,0 +1,1 @@
+"""MessagePack serializer of Umbel."""

@@ -1,0 +1,1 @@
+"""YAML serializer of Umbel, safe tags only."""

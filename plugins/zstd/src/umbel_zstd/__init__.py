@@ -1,0 +1,1 @@
+"""Zstandard compressor of Umbel."""
