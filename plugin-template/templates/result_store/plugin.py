@@ -64,7 +64,7 @@ class {{ cookiecutter.__class }}(ResultStore):
 
     async def put(self, results: Sequence[Result]) -> None:
         latest = {result.task_id: result for result in results}
-        await self._do(lambda: [self._put(result) for result in latest.values()])
+        await self._do(self._put, latest.values())
 
     async def get(self, task_ids: Sequence[str]) -> Mapping[str, Result]:
         return await self._do(self._get, task_ids)
@@ -86,7 +86,7 @@ class {{ cookiecutter.__class }}(ResultStore):
                 self._looking = None
 
     async def forget(self, task_ids: Sequence[str]) -> None:
-        await self._do(lambda: [path.unlink(missing_ok=True) for task_id in task_ids for path in self._paths(task_id)])
+        await self._do(self._forget, task_ids)
 
     async def close(self) -> None:
         self._closed = True
@@ -128,13 +128,17 @@ class {{ cookiecutter.__class }}(ResultStore):
         name = quote(task_id, safe="")
         return self._folder / f"{name}.final", self._folder / f"{name}.state"
 
-    def _put(self, result: Result) -> None:
+    def _put(self, results: Iterable[Result]) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for result in results:
+            self._put_one(result)
+
+    def _put_one(self, result: Result) -> None:
         final, state = self._paths(result.task_id)
         if self._read(final) is not None:
             return
         end = None if result.expires is None else self.clock.time() + result.expires
         head = {"end": end} | {name: getattr(result, name) for name in FIELDS}
-        self._folder.mkdir(parents=True, exist_ok=True)
         draft = self._folder / f"{uuid4().hex}.draft"
         try:
             draft.write_bytes(json.dumps(head).encode() + b"\n" + result.document)
@@ -146,6 +150,11 @@ class {{ cookiecutter.__class }}(ResultStore):
             pass  # another was quicker, and what is final stays
         finally:
             draft.unlink(missing_ok=True)
+
+    def _forget(self, task_ids: Iterable[str]) -> None:
+        for task_id in task_ids:
+            for path in self._paths(task_id):
+                path.unlink(missing_ok=True)
 
     def _get(self, task_ids: Iterable[str]) -> dict[str, Result]:
         found = {}

@@ -16,6 +16,7 @@ import time
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 from urllib.parse import quote, unquote, urlsplit
@@ -72,7 +73,7 @@ class State(NamedTuple):
     until: int = 0
     """Away until then: delayed, or leased; 0: ready."""
     leased: int = 0
-    count: int = 0
+    deliveries: int = 0
     starts: int = 0
     fence: int = 0
     """Grows with each handing-out and each return, so that no two steps of one message make the same name."""
@@ -167,7 +168,7 @@ class {{ cookiecutter.__class }}(Transport):
             for name, value in (("type", spec.type), ("arguments", spec.arguments)):
                 if value:
                     raise PublishRefused(f"queue {spec.name!r} is a folder and has no {name}: remove {value!r}")
-        await self._do(lambda: [self._place(spec.name).mkdir(parents=True, exist_ok=True) for spec in queues])
+            await self._do(lambda queue=spec.name: self._place(queue).mkdir(parents=True, exist_ok=True))
 
     async def purge(self, queue: str) -> int:
         return await self._do(lambda: sum(self._removed(queue, state) for state in self._waiting(queue)))
@@ -224,11 +225,12 @@ class {{ cookiecutter.__class }}(Transport):
         return [unquote(path.name.removeprefix("queue-")) for path in sorted(self._folder.glob("queue-*"))]
 
     def _states(self, queue: str) -> Iterator[State]:
+        """In the order of handing out, which is that of the names."""
         try:
             names = os.listdir(self._place(queue))
         except FileNotFoundError:
             return iter(())
-        return map(State.parse, names)
+        return map(State.parse, sorted(names))
 
     def _now(self) -> int:
         return int(self.clock.time() * 1_000_000)
@@ -298,14 +300,14 @@ class {{ cookiecutter.__class }}(Transport):
 
     def _claim(self, queues: Sequence[str], room: int, lease: float) -> list[Delivery]:
         now = self._now()
-        ready = ((state, queue) for queue in queues for state in self._states(queue) if state.until <= now)
         batch: list[Delivery] = []
-        # Others may be quicker: as many again are at hand. What is missed all the same, the next look finds.
-        for state, queue in heapq.nsmallest(2 * room, ready):
-            if len(batch) == room or self._closed:
+        for state, queue in heapq.merge(*(zip(self._states(queue), repeat(queue)) for queue in queues)):
+            if len(batch) >= room or self._closed:
                 break
+            if state.until > now:
+                continue
             until = now + int(lease * 1_000_000)
-            new = state._replace(until=until, leased=1, count=state.count + 1, fence=state.fence + 1)
+            new = state._replace(until=until, leased=1, deliveries=state.deliveries + 1, fence=state.fence + 1)
             if self._renamed(queue, state, queue, new):
                 token = Token(queue, new)
                 self._held.add(token)
@@ -313,7 +315,7 @@ class {{ cookiecutter.__class }}(Transport):
                     message=self._read(queue, new),
                     queue=queue,
                     token=token,
-                    count=new.count,
+                    count=new.deliveries,
                     starts=new.starts,
                     leased_until=until / 1_000_000,
                 )
@@ -340,19 +342,19 @@ class {{ cookiecutter.__class }}(Transport):
         self._held.discard(token)
         old = token.state
         until = self._now() + int(delay * 1_000_000) if delay > 0 else 0
-        new = old._replace(until=until, leased=0, count=old.count - (not counted), fence=old.fence + 1)
+        new = old._replace(until=until, leased=0, deliveries=old.deliveries - (not counted), fence=old.fence + 1)
         return self._renamed(token.queue, old, token.queue, new)
 
     def _bury(self, token: Token, cause: str) -> bool:
         """Move a message to the dead letters: the headers are written behind its body, then one rename makes them count."""
         now, old, queue = self._now(), token.state, dead_letter_queue(token.queue)
-        new = old._replace(place=now, until=0, leased=0, count=0, starts=0, fence=old.fence + 1, grave=old.fence + 1)
+        new = old._replace(place=now, until=0, leased=0, deliveries=0, starts=0, fence=old.fence + 1, grave=old.fence + 1)
         letter = {
             "fence": new.grave,
             HEADER_DEAD_CAUSE: cause,
             HEADER_DEAD_QUEUE: token.queue,
             HEADER_DEAD_AT: now / 1_000_000,
-            HEADER_DEAD_COUNT: old.count,
+            HEADER_DEAD_COUNT: old.deliveries,
         }
         self._place(queue).mkdir(parents=True, exist_ok=True)
         try:

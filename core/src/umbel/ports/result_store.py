@@ -91,9 +91,9 @@ class JoinStore(ABC):
     ) -> JoinState:
         """Add ``marks`` (member id → its value; a member already there keeps its first value) and set ``size`` if given.
 
-        ``owner`` names one execution: the holder of the right who asks again is told to fire again, since its first answer may
-        have been lost. One atomic step. When the set is complete and nobody holds the right to fire, ``owner`` gets it for ``lease``
-        seconds. ``expires``: seconds without a mark after which the store may forget the join.
+        ``owner`` names one execution: the holder of the right who asks again is told to fire again, since its first
+        answer may have been lost. One atomic step. When the set is complete and nobody holds the right to fire, ``owner``
+        gets it for ``lease`` seconds. ``expires``: seconds without a mark after which the store may forget the join.
         """
 
     @abstractmethod

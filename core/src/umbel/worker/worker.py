@@ -150,11 +150,11 @@ class Worker:
         Blocks. On the main thread it takes TERM and INT for itself meanwhile: the first stops, the second hurries.
         """
         done = threading.Event()
-        future = self.app.runtime.submit(self._main())
-        future.add_done_callback(lambda _: done.set())
         on_main = threading.current_thread() is threading.main_thread()
         before = {s: signal.signal(s, self._signalled) for s in (signal.SIGTERM, signal.SIGINT)} if on_main else {}
         try:
+            future = self.app.runtime.submit(self._main())
+            future.add_done_callback(lambda _: done.set())
             if self.pool.capabilities.main_thread:
                 while not self.pool_started.wait(0.05) and not done.is_set():
                     pass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Final
 
-import brotli
+import brotli  # type: ignore[import-untyped]  # it ships no types
 
 from umbel.errors import ContentRefused, DecodeError
 from umbel.ports.compressor import Compressor
@@ -23,14 +23,15 @@ class BrotliCompressor(Compressor):
 
     def compress(self, data: bytes) -> bytes:
         """Compress ``data`` at quality 5."""
-        return brotli.compress(data, quality=_QUALITY)
+        packed: bytes = brotli.compress(data, quality=_QUALITY)
+        return packed
 
     def decompress(self, data: bytes, limit: int) -> bytes:
         """Restore ``data``. Raises ``ContentRefused`` past ``limit`` bytes, ``DecodeError`` for any damage."""
         stream = brotli.Decompressor()
         try:
             # The output grows by blocks until it has one byte more than is allowed, which is enough to tell.
-            restored = stream.process(data, output_buffer_limit=limit + 1)
+            restored: bytes = stream.process(data, output_buffer_limit=limit + 1)
         except brotli.error as error:
             raise DecodeError(f"damaged brotli stream, or bytes that follow its end: {error}") from error
         if len(restored) > limit:

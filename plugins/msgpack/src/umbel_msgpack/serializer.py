@@ -74,6 +74,8 @@ def _refuse(value: object) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    return {"OutOfData": "it breaks off", "StackError": "it nests too deep", "FormatError": "a byte that begins no value"}.get(
-        type(error).__name__, str(error)
-    )
+    return {
+        "OutOfData": "it breaks off",
+        "StackError": "it nests too deep",
+        "FormatError": "a byte that begins no value",
+    }.get(type(error).__name__, str(error))

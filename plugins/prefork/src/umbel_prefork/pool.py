@@ -32,6 +32,7 @@ class PreforkPool(Pool):
     it before is reported all the same.
     """
 
+    api_version: ClassVar[tuple[int, int]] = (1, 0)
     name: ClassVar[str] = "prefork"
     capabilities = PoolCapabilities(
         soft_limit=True, hard_limit=True, cancel_running=True, recycle=True, resize=True, isolated=True

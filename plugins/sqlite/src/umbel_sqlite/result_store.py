@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from umbel.capabilities import ResultStoreCapabilities
 from umbel.errors import ResultStoreUnavailable
@@ -24,6 +24,7 @@ log = logging.getLogger("umbel.sqlite")
 class SqliteResultStore(ResultStore, JoinStore, ClaimStore, QueryableStore):
     """Keeps results in the file that the URL names, which may be the broker's. Every write is durable when it returns."""
 
+    api_version: ClassVar[tuple[int, int]] = (1, 0)
     Options = Options
     capabilities = ResultStoreCapabilities(durable=True, push=True, expires=True, join=True, claim=True, query=True)
 

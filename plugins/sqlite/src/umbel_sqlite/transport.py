@@ -8,7 +8,7 @@ import logging
 import random
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from umbel.capabilities import UNLIMITED, TransportCapabilities
 from umbel.errors import BrokerUnavailable, PublishRefused
@@ -34,6 +34,7 @@ class SqliteTransport(Transport, BlockingPublisher, Broadcaster):
     are those of ``clock``. The file does not shrink by itself: ``VACUUM`` it to give disk space back.
     """
 
+    api_version: ClassVar[tuple[int, int]] = (1, 0)
     Options = TransportOptions
 
     def __init__(self, url: str, *, options: Any = None, clock: Clock | None = None) -> None:

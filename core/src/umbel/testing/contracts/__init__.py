@@ -13,11 +13,11 @@ tested, and of what is not, the clean refusal. Each law runs on an event loop in
 no pytest plugin for asyncio is needed. Class attributes, described with each contract, fit the kit to slow brokers.
 """
 
-# from umbel.testing.contracts.compressor import CompressorContract
-# from umbel.testing.contracts.pool import PoolContract
-# from umbel.testing.contracts.result_store import ResultStoreContract
-# from umbel.testing.contracts.scheduler import SchedulerContract
-# from umbel.testing.contracts.serializer import SerializerContract
+from umbel.testing.contracts.compressor import CompressorContract
+from umbel.testing.contracts.pool import PoolContract
+from umbel.testing.contracts.result_store import ResultStoreContract
+from umbel.testing.contracts.scheduler import SchedulerContract
+from umbel.testing.contracts.serializer import SerializerContract
 from umbel.testing.contracts.transport import TransportContract
 
 __all__ = [

@@ -35,6 +35,7 @@ def at_once(work: Callable[[int], None]) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in threads), "threads hang"
     if raised:
         raise raised[0]

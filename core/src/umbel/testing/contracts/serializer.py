@@ -93,7 +93,7 @@ class SerializerContract:
         except EncodeError:
             pass
 
-    def test_bytes_that_break_off_raise_a_decode_error(self, serializer: Serializer) -> None:
+    def test_bytes_that_break_off_raise_nothing_but_a_decode_error(self, serializer: Serializer) -> None:
         data = serializer.dumps([{"key": "value", "list": [1, 2, 3]}])
         for length in range(len(data)):
             with suppress(DecodeError):
