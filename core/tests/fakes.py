@@ -541,12 +541,12 @@ class FakePool(Pool):
 
     def end(self, job: Job, ending: Ending, detail: str = "", payload: tuple[Any, ...] | None = None) -> bool:
         """A job is over. From any thread; False if it was over before."""
+        completion = Completion(job_id=job.id, ending=ending, detail=detail, payload=payload)
         with self.lock:
             if self.waiting.pop(job.id, None) is None and self.running.pop(job.id, None) is None:
                 return False
             self._promote()
-        completion = Completion(job_id=job.id, ending=ending, detail=detail, payload=payload)
-        self._loop.call_soon_threadsafe(self._ends.put_nowait, completion)
+            self._loop.call_soon_threadsafe(self._ends.put_nowait, completion)
         return True
 
     def run(self, job: Job) -> None:
@@ -588,10 +588,14 @@ class FakePool(Pool):
     async def resize(self, concurrency: int) -> None:
         raise NotSupported("the fake pool keeps its size")
 
+    def _busy(self) -> bool:
+        with self.lock:  # then the end of what has just left is under way
+            return bool(self.running)
+
     async def stop(self, *, timeout: float) -> None:
         await self.recall()
         self._deadline = min(self._deadline, time.monotonic() + timeout)
-        while self.running and time.monotonic() < self._deadline:  # noqa: ASYNC110  # a test's own thread changes it
+        while self._busy() and time.monotonic() < self._deadline:  # noqa: ASYNC110  # a test's own thread changes it
             await asyncio.sleep(0.002)
         for job in list(self.running.values()):
             self.end(job, Ending.CANCELLED)

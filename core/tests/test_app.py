@@ -70,6 +70,36 @@ def test_every_component_is_made_once_however_many_threads_ask(app: Umbel) -> No
     assert {name: len(ids) for name, ids in seen.items()} == dict.fromkeys(seen, 1)
 
 
+def test_the_first_use_may_be_made_by_many_threads_at_once(make_app: MakeApp, fakes: Fakes) -> None:
+    faults: list[BaseException] = []
+
+    def use(app: Umbel, number: int, start: threading.Barrier) -> None:
+        start.wait()
+        try:
+            if number == 0:
+                app.result("x").record()
+            else:
+                app.send_task("t", serializer=("json", "repr")[number % 2], compression="squeeze")
+        except BaseException as exc:
+            faults.append(exc)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(30):
+            app, start = make_app(), threading.Barrier(6)
+            threads = [threading.Thread(target=use, args=(app, number, start)) for number in range(6)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            app.close()
+    finally:
+        sys.setswitchinterval(before)
+    assert faults == []
+    assert len(fakes.broker.messages()) == 30 * 5
+
+
 def test_plugins_are_told_when_the_settings_are_read(make_app: MakeApp) -> None:
     seen: list[str] = []
 

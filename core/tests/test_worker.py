@@ -12,7 +12,7 @@ import pytest
 
 from umbel import Umbel, hookimpl
 from umbel.capabilities import PoolCapabilities
-from umbel.errors import BrokerUnavailable, NotSupported, SettingsError, UmbelError
+from umbel.errors import BrokerUnavailable, NotSupported, PluginError, SettingsError, UmbelError
 from umbel.gateway import UplinkGateway
 from umbel.model import Action, Delivery, Settlement
 from umbel.worker.steps import Step
@@ -173,6 +173,14 @@ def test_a_rate_limit_that_is_none_is_refused_at_start_naming_the_task(app: Umbe
 def test_a_worker_whose_own_messages_it_would_refuse_is_refused(make_app: MakeApp) -> None:
     with pytest.raises(SettingsError, match=r"\[codec\] serializer is 'repr'"):
         make_app({"codec.serializer": "repr"}).worker()
+
+
+@pytest.mark.parametrize("setting", ["codec.accept", "codec.accept_compression"])
+def test_a_plugin_that_the_settings_accept_and_nobody_offers_is_missed_at_start(
+    make_app: MakeApp, setting: str
+) -> None:
+    with pytest.raises(PluginError, match="'jsno'"):
+        make_app({setting: ["json", "jsno"] if setting == "codec.accept" else ["jsno"]}).worker()
 
 
 def test_a_worker_cannot_be_started_inside_a_child(app: Umbel) -> None:

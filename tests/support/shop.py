@@ -179,6 +179,11 @@ def define(app: Umbel) -> Umbel:
             raise Reject("not now", requeue=True)
         return "now"
 
+    @task()
+    def unspeakable() -> object:
+        mark("start")
+        return object()
+
     # --- retries ---
 
     @task(bind=True, max_retries=5)
@@ -270,6 +275,13 @@ def define(app: Umbel) -> Umbel:
         await asyncio.sleep(seconds)
         mark("end")
         return value
+
+    if "NEWCOMER" in os.environ:  # a task that only the newer of two releases knows
+
+        @task()
+        def newcomer() -> str:
+            mark("start")
+            return "known here"
 
     @task()
     def errback(task_id: str) -> None:

@@ -150,7 +150,7 @@ class Umbel:
         """For message bodies."""
         with self._lock:
             if self._codec is None:
-                self._codec = Codec(self.plugins, self.settings.codec)
+                self._codec = Codec(self.plugins, self.settings.codec, self._lock)
             return self._codec
 
     @property
@@ -162,7 +162,7 @@ class Umbel:
                 chosen = attrs.evolve(
                     self.settings.codec, serializer=name, accept=(name,), compression=None, accept_compression=()
                 )
-                self._result_codec = Codec(self.plugins, chosen)
+                self._result_codec = Codec(self.plugins, chosen, self._lock)
             return self._result_codec
 
     @property
@@ -201,14 +201,16 @@ class Umbel:
     def make_transport(self) -> Transport:
         """A new transport as the settings want it. Raises ``PluginError``, ``SettingsError``."""
         broker = self.settings.broker
-        return self.plugins.make_transport(broker.url, broker.options, self.clock)
+        with self._lock:
+            return self.plugins.make_transport(broker.url, broker.options, self.clock)
 
     def make_result_store(self) -> ResultStore:
         """A new result store as the settings want it. Raises ``PluginError``, ``SettingsError``."""
         results = self.settings.results
         if not results.url:
             raise SettingsError(['there is no result store: [results] url is "disabled"'])
-        return self.plugins.make_result_store(results.url, results.options, self.clock)
+        with self._lock:
+            return self.plugins.make_result_store(results.url, results.options, self.clock)
 
     def close(self) -> None:
         """Close connections and end the I/O loop. The app can be used again; it then connects anew."""
@@ -253,6 +255,8 @@ class Umbel:
         """Called in the child of a fork."""
         # The child of a fork shares its parent's sockets and files but none of its threads: leave them, start afresh.
         self._lock = threading.RLock()
+        for codec in filter(None, (self._codec, self._result_codec)):
+            codec.lock = self._lock
         if isinstance(self._gateway, LocalGateway):
             self._gateway = None
         self._client = self._runtime = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -44,8 +45,10 @@ class Encoded:
 class Codec:
     """Encodes and decodes bodies. Thread-safe; plugins are loaded on first use, only those that the settings name."""
 
-    def __init__(self, plugins: PluginManager, settings: CodecSettings) -> None:
+    def __init__(self, plugins: PluginManager, settings: CodecSettings, lock: AbstractContextManager[Any]) -> None:
+        """``lock``: held while a plugin is made, which registers it: the manager leaves that to its callers."""
         self._plugins = plugins
+        self.lock = lock
         self._settings = settings
         self._serializers: dict[str, Serializer] = {}
         self._compressors: dict[str, Compressor] = {}
@@ -53,13 +56,17 @@ class Codec:
     def serializer(self, name: str) -> Serializer:
         """The serializer of that name. Raises ``PluginError``."""
         if (found := self._serializers.get(name)) is None:
-            found = self._serializers[name] = self._plugins.make_serializer(name)
+            with self.lock:
+                if (found := self._serializers.get(name)) is None:
+                    found = self._serializers[name] = self._plugins.make_serializer(name)
         return found
 
     def compressor(self, name: str) -> Compressor:
         """The compressor of that name. Raises ``PluginError``."""
         if (found := self._compressors.get(name)) is None:
-            found = self._compressors[name] = self._plugins.make_compressor(name)
+            with self.lock:
+                if (found := self._compressors.get(name)) is None:
+                    found = self._compressors[name] = self._plugins.make_compressor(name)
         return found
 
     @cached_property

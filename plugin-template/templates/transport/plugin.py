@@ -141,10 +141,12 @@ class {{ cookiecutter.__class }}(Transport):
     async def consume(
         self, queues: Sequence[str], *, credit: Credit, lease: float
     ) -> AsyncIterator[Sequence[Delivery]]:
-        loop = asyncio.get_running_loop()
+        loop, names = asyncio.get_running_loop(), tuple(dict.fromkeys(queues))
         quiet_until = loop.time() + QUIET
         while True:
-            batch = await self._claimed(queues, credit.available, lease)
+            batch = await self._do(self._claim, names, credit.available, lease, undo=self._unclaim)
+            if self._closed:  # which gave back what was claimed
+                raise BrokerUnavailable(f"this connection to {self._folder} was closed")
             if batch or loop.time() >= quiet_until:
                 credit.take(len(batch))
                 yield batch
@@ -185,36 +187,25 @@ class {{ cookiecutter.__class }}(Transport):
         if self._closed:
             return
         self._closed = True
-        await asyncio.wrap_future(self._thread.submit(lambda: [self._give_back(token) for token in list(self._held)]))
+        await asyncio.wrap_future(self._thread.submit(lambda: [self._give_back(token) for token in [*self._held]]))
         self._thread.shutdown()  # nothing is left for it to do
 
-    async def _do(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Run ``function`` in the thread. Raises ``BrokerUnavailable`` for what the file system refuses."""
-        return await self._answer(self._submit(function, *arguments))
+    async def _do(self, function: Callable[..., T], *arguments: Any, undo: Callable[..., object] | None = None) -> T:
+        """Run ``function`` in the thread. Raises ``BrokerUnavailable`` for what the file system refuses, and after ``close``.
 
-    def _submit(self, function: Callable[..., T], *arguments: Any) -> Future[T]:
+        If the call is cancelled the thread may be at it all the same, and runs ``undo`` next.
+        """
         if self._closed:
             raise BrokerUnavailable(f"this connection to {self._folder} is closed; make a new instance")
-        return self._thread.submit(function, *arguments)
-
-    async def _answer(self, future: Future[T]) -> T:
+        future = self._thread.submit(function, *arguments)
         try:
             return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            if undo is not None and not self._closed:
+                self._thread.submit(undo, future)
+            raise
         except OSError as error:
             raise BrokerUnavailable(f"{self._folder}: {error}") from error
-
-    async def _claimed(self, queues: Sequence[str], room: int, lease: float) -> Sequence[Delivery]:
-        claim = self._submit(self._claim, tuple(dict.fromkeys(queues)), room, lease)
-        try:
-            batch = await self._answer(claim)
-        except asyncio.CancelledError:
-            # Claimed and yielded are one thing. The thread may be at it: what comes after in it undoes it.
-            if not self._closed:
-                self._thread.submit(self._unclaim, claim)
-            raise
-        if self._closed:
-            raise BrokerUnavailable(f"this connection to {self._folder} was closed")
-        return batch
 
     # --- in the thread: files -------------------------------------------------------------------
 
@@ -264,14 +255,11 @@ class {{ cookiecutter.__class }}(Transport):
     # --- in the thread: messages ----------------------------------------------------------------
 
     def _publish(self, messages: Sequence[Message]) -> None:
-        written: list[tuple[Path, Path]] = []
         try:
-            for message in messages:
-                written.append(self._write(message))
-            for draft, final in written:
+            for draft, final in [self._write(message) for message in messages]:
                 os.rename(draft, final)
         except OSError as error:
-            for draft, _ in written:
+            for draft in (self._folder / "drafts").glob(f"*-{self._sender}-*"):
                 draft.unlink(missing_ok=True)
             kind = PublishRefused if error.errno in REFUSALS else BrokerUnavailable
             raise kind(f"{self._folder} does not take the message: {error}") from error
@@ -283,10 +271,8 @@ class {{ cookiecutter.__class }}(Transport):
         try:
             head = json.dumps(fields, default=_plain).encode()
         except (TypeError, ValueError) as error:
-            raise PublishRefused(
-                f"message {message.id or '(no id)'} for queue {message.queue!r}: headers and properties must be plain "
-                f"data (None, bool, int, float, str, bytes, list, dict): {error}"
-            ) from None
+            told = f"message {message.id or '(no id)'} for queue {message.queue!r}"
+            raise PublishRefused(f"{told}: headers and properties must be plain data: {error}") from None
         self._tick = max(self._tick + 1, time.time_ns())
         now, due = self._now(), 0 if message.due is None else -int(-message.due * 1_000_000)
         rank = 9 - min(max(message.priority, 0), 9)
@@ -306,23 +292,26 @@ class {{ cookiecutter.__class }}(Transport):
                 break
             if state.until > now:
                 continue
-            until = now + int(lease * 1_000_000)
-            new = state._replace(until=until, leased=1, deliveries=state.deliveries + 1, fence=state.fence + 1)
+            until, number, fence = now + int(lease * 1_000_000), state.deliveries + 1, state.fence + 1
+            new = state._replace(until=until, leased=1, deliveries=number, fence=fence)
             if self._renamed(queue, state, queue, new):
-                token = Token(queue, new)
-                self._held.add(token)
-                delivery = Delivery(
-                    message=self._read(queue, new),
-                    queue=queue,
-                    token=token,
-                    count=new.deliveries,
-                    starts=new.starts,
-                    leased_until=until / 1_000_000,
-                )
-                batch.append(delivery)
+                batch.append(self._delivery(queue, new))
         return batch
 
+    def _delivery(self, queue: str, state: State) -> Delivery:
+        token = Token(queue, state)
+        self._held.add(token)
+        return Delivery(
+            message=self._read(queue, state),
+            queue=queue,
+            token=token,
+            count=state.deliveries,
+            starts=state.starts,
+            leased_until=state.until / 1_000_000,
+        )
+
     def _unclaim(self, claim: Future[list[Delivery]]) -> None:
+        """Claimed and yielded are one thing: give back, uncounted, what nobody has been told of."""
         if not claim.cancelled() and claim.exception() is None:
             for delivery in claim.result():
                 self._give_back(delivery.token, counted=False)
@@ -348,9 +337,10 @@ class {{ cookiecutter.__class }}(Transport):
     def _bury(self, token: Token, cause: str) -> bool:
         """Move a message to the dead letters: the headers are written behind its body, then one rename makes them count."""
         now, old, queue = self._now(), token.state, dead_letter_queue(token.queue)
-        new = old._replace(place=now, until=0, leased=0, deliveries=0, starts=0, fence=old.fence + 1, grave=old.fence + 1)
+        fence = old.fence + 1
+        new = old._replace(place=now, until=0, leased=0, deliveries=0, starts=0, fence=fence, grave=fence)
         letter = {
-            "fence": new.grave,
+            "fence": fence,
             HEADER_DEAD_CAUSE: cause,
             HEADER_DEAD_QUEUE: token.queue,
             HEADER_DEAD_AT: now / 1_000_000,
@@ -393,12 +383,8 @@ class {{ cookiecutter.__class }}(Transport):
         now, states = self._now(), list(self._states(queue))
         ready = [state for state in states if state.until <= now]
         leased = sum(state.leased for state in states if state.until > now)
-        return QueueDepth(
-            ready=len(ready),
-            delayed=len(states) - len(ready) - leased,
-            leased=leased,
-            oldest=min((state.place / 1_000_000 for state in ready), default=None),
-        )
+        oldest = min((state.place / 1_000_000 for state in ready), default=None)
+        return QueueDepth(ready=len(ready), delayed=len(states) - len(ready) - leased, leased=leased, oldest=oldest)
 
 
 def _plain(value: object) -> dict[str, str]:

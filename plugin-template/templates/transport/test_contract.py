@@ -11,6 +11,8 @@ from {{ cookiecutter.__package }}.transport import {{ cookiecutter.__class }}
 
 
 class Test{{ cookiecutter.__class }}(TransportContract):
+    patience, time_limit = 30.0, 120.0  # the kit makes thousands of files, and some disks take a millisecond for each
+
     @pytest.fixture
     def make_transport(self, tmp_path: Path) -> Callable[[], {{ cookiecutter.__class }}]:
         return lambda: {{ cookiecutter.__class }}(f"{{ cookiecutter.name }}:///{tmp_path}")

@@ -102,7 +102,7 @@ def test_a_wrong_checksum_is_refused() -> None:
     whole = lzma.compress(body, check=lzma.CHECK_CRC32)
     other = lzma.compress(body[::-1], check=lzma.CHECK_CRC32)
     assert len(whole) == len(other)
-    # The index and the footer (28 + 12 bytes here, the padding before them none) tell lengths only.
+    # After the checksum come the index and the footer, 12 bytes each here, which tell lengths only.
     end = len(whole) - 24
     with pytest.raises(DecodeError, match="damaged"):
         LZMA.decompress(whole[: end - 4] + other[end - 4 : end] + whole[end:], LIMIT)

@@ -14,7 +14,7 @@ from umbel.plugins.inventory import check, inventory
 @json_option
 @click.pass_context
 def command(ctx: click.Context, *, as_json: bool) -> None:
-    """List the installed plugins, check them, or tell why one is used.
+    """List the installed plugins, or check them.
 
     Every plugin is imported to see whether it works; one that fails harms no other.
 

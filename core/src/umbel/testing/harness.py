@@ -84,7 +84,6 @@ class Harness:
         self._worker: Worker | None = None
         self._thread = threading.Thread(target=self._run, name="umbel-testing-worker")
         self._error: BaseException | None = None
-        self._loops: set[asyncio.AbstractEventLoop] = set()
 
     # --- the plugin: whatever the settings name, it is in memory ---
 
@@ -108,14 +107,6 @@ class Harness:
     @hookimpl
     def umbel_worker_ready(self) -> None:
         self._ready.set()
-
-    @hookimpl
-    def umbel_after_task(self) -> None:
-        """Note the loop on which this thread has run an async task: it outlives its thread, and is closed with the worker."""
-        try:
-            self._loops.add(asyncio.get_event_loop())
-        except RuntimeError:  # none but sync tasks have run here
-            return
 
     def accepted(self, messages: Sequence[Message]) -> None:
         """The broker has taken ``messages``. From any thread."""
@@ -181,9 +172,6 @@ class Harness:
             if self._thread.is_alive():
                 worker.request_stop()
                 self._thread.join(timeout / 2)
-        for loop in self._loops:
-            if not loop.is_running():  # else an abandoned task still has it
-                loop.close()
 
     def _queues(self, more: Sequence[str]) -> list[str]:
         settings = self.app.settings

@@ -40,7 +40,7 @@ class Records:
         call: tuple[Sequence[Any], Mapping[str, Any]] | None = None,
     ) -> tuple[Result, ...]:
         """The record of a task's end, or of its retry. ``value``: plain, or an exception. Raises ``EncodeError``."""
-        if not self.kept or not task_id:
+        if not self.kept or not task_id or not _is_text(task_id):
             return ()
         extra: dict[str, Any] = {}
         if self._results.extended:
@@ -126,3 +126,12 @@ class Records:
 
 def _text(header: Any) -> str | None:
     return header if isinstance(header, str) else None
+
+
+def _is_text(task_id: str) -> bool:
+    """Whether a store can keep it. An id with half a surrogate pair, which JSON lets pass, would block all others for ever."""
+    try:
+        task_id.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -276,6 +276,7 @@ class Worker:
             raise SettingsError(
                 [f"[codec] serializer is {codec.serializer!r}, which [codec] accept = {accept} refuses: add it there"]
             )
+        _ = self.app.codec.accepted, self.app.codec.accepted_compression, self.app.result_codec.accepted
         if self.settings.schedules:
             logger.warning("[schedules] is read and checked, but no scheduler is installed: nothing is sent on time")
         able = self.pool.capabilities

@@ -130,7 +130,7 @@ class _Loader(_Source, SafeConstructor, Resolver):  # type: ignore[misc]  # unty
         if anchor not in self._lengths:
             raise DecodeError("a value of the YAML document contains itself")
         self._repeated += self._lengths[anchor]
-        self._read += self._lengths[anchor]
+        pass
         if self._repeated > self._allowed:
             raise DecodeError(f"the aliases of the YAML document repeat more than {self._allowed:,} characters")
 
@@ -148,6 +148,13 @@ class _Dumper(_SafeDumper):  # type: ignore[misc, valid-type]  # an untyped base
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+    def represent_text(self, value: str) -> Any:
+        text = str.__str__(value)
+        text.encode(
+            "utf-8"
+        )  # refuses lone surrogates: PyYAML's own emitter would write them, and libyaml not read them
+        return self.represent_str(text)
 
     def represent_moment(self, value: datetime) -> Any:
         offset = value.utcoffset()
@@ -169,13 +176,14 @@ class _Dumper(_SafeDumper):  # type: ignore[misc, valid-type]  # an untyped base
         )
 
 
+_Dumper.add_representer(str, _Dumper.represent_text)
 _Dumper.add_representer(datetime, _Dumper.represent_moment)
 _Dumper.add_representer(None, _Dumper.refuse)
 _Dumper.add_multi_representer(datetime, _Dumper.represent_moment)
 _Dumper.add_multi_representer(date, _Dumper.represent_date)
 _Dumper.add_multi_representer(int, lambda dumper, value: dumper.represent_int(int(value)))
 _Dumper.add_multi_representer(float, lambda dumper, value: dumper.represent_float(float(value)))
-_Dumper.add_multi_representer(str, lambda dumper, value: dumper.represent_str(str.__str__(value)))
+_Dumper.add_multi_representer(str, _Dumper.represent_text)
 _Dumper.add_multi_representer(bytes, lambda dumper, value: dumper.represent_binary(value))
 _Dumper.add_multi_representer(list, _Dumper.represent_list)
 _Dumper.add_multi_representer(tuple, _Dumper.represent_list)
