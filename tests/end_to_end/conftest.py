@@ -5,4 +5,4 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
-from cluster import cluster  # noqa: E402, F401  # found by the line above; a fixture
+from cluster import cluster  # noqa: F401  # found by the line above; a fixture

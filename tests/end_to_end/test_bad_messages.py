@@ -175,7 +175,9 @@ def timeless(tmp_path: Path) -> Iterator[tuple[InProcess, VirtualClock]]:
     """A worker, a broker and a store in memory, whose time the test moves."""
     clock = VirtualClock()
     settings = {"worker.pool": "threads", "worker.concurrency": 1, "worker.grace": 5, "broker.lease": "1d"}
-    app = Umbel("shop", broker=f"memory://{tmp_path.name}", results=f"memory://{tmp_path.name}", settings=settings, clock=clock)
+    app = Umbel(
+        "shop", broker=f"memory://{tmp_path.name}", results=f"memory://{tmp_path.name}", settings=settings, clock=clock
+    )
     inside = InProcess(tmp_path, define(app)).start()
     yield inside, clock
     inside.close()
@@ -217,10 +219,14 @@ def test_a_task_due_in_three_hours_runs_once_after_three_hours(timeless: tuple[I
 
 def test_a_full_broker_refuses_the_sender_and_loses_nothing_it_has_accepted(cluster: Cluster) -> None:
     cluster.configure(broker__options__max_file_size=1_000_000)
-    accepted = []
+    accepted: list[Any] = []
+
+    def fill() -> None:
+        while len(accepted) < 100:
+            accepted.append(cluster.send("note", [len(accepted), "x" * 50_000]))
+
     with pytest.raises(PublishRefused, match=r"no room.*max_file_size"):
-        for n in range(100):
-            accepted.append(cluster.send("note", [n, "x" * 50_000]))
+        fill()
     assert 5 < len(accepted) < 25
     assert cluster.depth().ready == len(accepted)
     cluster.worker()

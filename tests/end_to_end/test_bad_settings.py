@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,9 @@ import pytest
 from cluster import Cluster
 
 
-def refusal(cluster: Cluster, *arguments: str) -> str:
+def refusal(cluster: Cluster, *arguments: str, env: dict[str, str] | None = None) -> str:
     """The one sentence with which ``umbel worker`` refuses to start."""
-    done = cluster.umbel("worker", *arguments)
+    done = cluster.run("-m", "umbel", "worker", *arguments, env=env)
     assert done.returncode in (1, 2), done.stderr
     assert "Traceback" not in done.stderr
     told = [line for line in done.stderr.splitlines() if "Error" in line or "CRITICAL" in line]
@@ -73,7 +74,8 @@ def test_a_wrong_setting_is_told_in_one_sentence_with_its_remedy(
 def test_a_plugin_of_ours_that_is_not_installed_is_offered_with_its_pip_line(cluster: Cluster) -> None:
     (cluster.folder / "sitecustomize.py").write_text(HIDE_SOLO)
     cluster.configure(worker__pool="solo", worker__concurrency=1)
-    told = refusal(cluster)
+    python_path = f"{cluster.folder}{os.pathsep}{cluster.env['PYTHONPATH']}"
+    told = refusal(cluster, env={"PYTHONPATH": python_path})
     assert "'solo'" in told
     assert 'pip install "umbel[solo]"' in told
 

@@ -276,7 +276,10 @@ def test_errbacks_get_the_failed_tasks_id_and_callbacks_are_not_called(site: Sit
 def test_a_chain_hands_its_results_on(site: Site) -> None:
     """The wire has a chain in reverse: what comes next is last."""
     ids = [str(uuid.uuid4()) for _ in range(3)]
-    steps = [site.app.signature("shop.add", (n,)).set(task_id=id).to_plain() for n, id in zip((10, 100, 1000), ids, strict=True)]
+    steps = [
+        site.app.signature("shop.add", (n,)).set(task_id=id).to_plain()
+        for n, id in zip((10, 100, 1000), ids, strict=True)
+    ]
     result = site.send("add", 1, 1, chain=list(reversed(steps)))
     assert result.get(timeout=10) == 2
     assert [site.app.result(id).get(timeout=10) for id in ids] == [12, 112, 1112]

@@ -96,11 +96,7 @@ def test_a_script_can_be_its_own_worker(cluster: Cluster) -> None:
     """A whole application in one file, with no settings file: the program of the tutorial."""
     script = cluster.folder / "alone.py"
     script.write_text(
-        "from umbel import Umbel\n"
-        "app = Umbel('alone')\n"
-        "@app.task\n"
-        "def double(n: int) -> int:\n"
-        "    return 2 * n\n"
+        "from umbel import Umbel\napp = Umbel('alone')\n@app.task\ndef double(n: int) -> int:\n    return 2 * n\n"
     )
     worker = cluster.worker("-A", "alone")
     called = cluster.umbel("-A", "alone", "call", "alone.double", "21", "--wait", "--timeout", "20")

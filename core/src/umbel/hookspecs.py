@@ -87,7 +87,7 @@ def umbel_add_commands(cli: click.Group) -> None:
     """Add commands to ``umbel``."""
 
 
-# --- sending: on the thread that sends -----------------------------------------------------------
+# --- sending: on the thread that sends; retries and callbacks, on the worker's I/O loop --------------
 
 
 @hookspec

@@ -531,16 +531,23 @@ class WakesTooSoon(HonestStore):
         return True
 
 
-@breaks("wait_hears_of_what_is_stored_later")
+@breaks("wait_hears_of_what_is_stored_later", "many_wait_at_once", "a_cancelled_wait_harms_no_other")
 class HearsOnlyItself(HonestStore):
+    stored: bool = False
+
+    async def put(self, results: Sequence[Result]) -> None:
+        self.stored = True
+        await super().put(results)
+
+    def wakes(self, result: Result) -> bool:
+        return super().wakes(result) and (self.stored or result.task_id not in self.awaited)
+
     async def wait(self, task_id: str) -> Result:
-        if not self.memory.records and len(self.waiting) == 0 and self.alone:
-            await asyncio.sleep(3600)
+        if self.live(task_id) is None:
+            self.awaited = {*self.awaited, task_id}
         return await super().wait(task_id)
 
-    @property
-    def alone(self) -> bool:
-        return len(asyncio.all_tasks()) == 2
+    awaited: frozenset[str] | set[str] = frozenset()
 
 
 @breaks("a_cancelled_wait_harms_no_other")
@@ -682,8 +689,9 @@ class LeadsFromTheGrave(HonestScheduler):
 @breaks("one_leads", "a_leader_renews_its_lease")
 class LetsEverybodyLead(HonestScheduler):
     async def lead(self, owner: str, *, lease: float) -> Lease:
-        self.timetable.leader = evolve(self.timetable.leader, until=0.0)
-        return await super().lead(owner, lease=lease)
+        leader = await super().lead(owner, lease=lease)
+        self.timetable.leader = evolve(leader, until=0.0)
+        return leader
 
 
 # --- codecs ---------------------------------------------------------------------------------------
@@ -699,6 +707,7 @@ class NamesNoType(HonestSerializer):
     "no_bytes_raise_anything_but_a_decode_error",
     "no_damage_raises_anything_but_a_decode_error",
     "bytes_that_break_off_raise_nothing_but_a_decode_error",
+    "bytes_beyond_all_depth_raise_nothing_but_a_decode_error",
 )
 class RaisesTheWrongError(HonestSerializer):
     def loads(self, data: bytes) -> Any:

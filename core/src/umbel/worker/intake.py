@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("umbel.worker")
 
+_PATIENCE = 0.25
+"""Seconds for which a delivery may wait behind others that run, while none of them ends."""
 _RETRY_PAUSE = (0.1, 5.0)
 """First and longest pause in seconds before a lost broker session is built again."""
 
@@ -43,6 +45,8 @@ class Intake(Step):
         self._suspects: deque[Held] = deque()
         self._suspects_out: set[int] = set()
         self._session: asyncio.Task[None] | None = None
+        self._patience: asyncio.Task[None] | None = None
+        self._stalled_at: int | None = None
         self.queues = list(worker.queues)
         self.last_poll: float | None = None
         """``time.monotonic()`` of the last answer of the broker; None before the first."""
@@ -51,21 +55,46 @@ class Intake(Step):
     async def start(self, worker: Worker) -> None:
         self.refill()
         self._session = asyncio.create_task(self._consume(), name="umbel-intake")
+        self._patience = asyncio.create_task(self._give_back_what_waits(), name="umbel-patience")
         worker.watch(self._session)
+        worker.watch(self._patience)
 
     async def stop(self, worker: Worker) -> None:
         if self._session is not None:
             self._session.cancel()
             await asyncio.wait([self._session])
-        for held in list(self._suspects):
+        if self._patience is not None:
+            self._patience.cancel()
+        self._give_back_suspects()
+
+    def _give_back_suspects(self) -> None:
+        for held in self._suspects:
             self._worker.settlement.end(held, _returned(held))
         self._suspects.clear()
+
+    async def _give_back_what_waits(self) -> None:
+        """Hoard nothing behind long tasks: what no slot has started for a while may start at once in another worker."""
+        settlement = self._worker.settlement
+        while True:
+            before = settlement.ended
+            await asyncio.sleep(_PATIENCE)
+            held = settlement.held.values()
+            if (
+                settlement.ended == before
+                and len(held) > self._worker.concurrency
+                and not any(h.concluding for h in held)
+            ):
+                self._stalled_at = before
+                self._give_back_suspects()
+                await self._worker.pool.recall()
 
     def refill(self) -> None:
         """Let the broker hand out as much as the pool asks for, within the bound of the settings."""
         wanted = self.credit.out + max(0, self._worker.pool.free - len(self._suspects))
-        bound = self._worker.settings.worker.prefetch
-        self.credit.resize(wanted if bound is None else min(wanted, max(bound, 1)))
+        bounds = [self._worker.settings.worker.prefetch or wanted]
+        if self._stalled_at == self._worker.settlement.ended:  # every slot has a long task: no more than one for each
+            bounds.append(self._worker.concurrency)
+        self.credit.resize(min(wanted, *bounds))
 
     # --- the session ---
 

@@ -106,12 +106,16 @@ class SettlementStep(Step):
         self._closing = False
         self._loop_task: asyncio.Task[None] | None = None
         self._observe = worker.app.plugins.observer("umbel_task_settled")
+        self._before_publish = worker.app.plugins.observer("umbel_before_publish")
+        self._after_publish = worker.app.plugins.observer("umbel_after_publish")
         self.held: dict[int, Held] = {}
         """Every delivery that is not settled yet, by job id."""
         self.unsettled: OrderedDict[str, Outcome] = OrderedDict()
         """Outcomes of finished tasks whose settlement did not arrive, by task id: their next delivery is not run."""
         self.totals: dict[str, int] = {}
         """Settled deliveries by task name."""
+        self.ended = 0
+        """Jobs that the pool has run, to whatever end."""
         self.stale = 0
         """Settlements that came too late: the lease had passed to another."""
 
@@ -188,6 +192,7 @@ class SettlementStep(Step):
     def complete(self, completions: Sequence[Completion]) -> None:
         """Jobs have left the pool."""
         for completion in completions:
+            self.ended += completion.ending is not Ending.RETURNED
             if (held := self.held.get(completion.job_id)) is None:
                 continue
             if completion.ending is Ending.DONE and completion.payload is not None:
@@ -202,7 +207,9 @@ class SettlementStep(Step):
         message = held.delivery.message
         verdict = _ENDINGS[completion.ending]
         detail = completion.detail
-        if held.concluding is not None and verdict is not Verdict.RETURNED:  # even the conclusion died: no more of it
+        if held.concluding is not None and (
+            held.settled or verdict is not Verdict.RETURNED
+        ):  # it died too: no more of it
             verdict, held.starts = held.concluding, max(held.starts, held.max_deliveries)
         elif verdict is Verdict.CANCELLED and message.id in self._worker.revoked:
             self.end(held, self._revoked(held))
@@ -329,7 +336,11 @@ class SettlementStep(Step):
                     end.outcome = self._worker.records.ended(Verdict.REJECTED, message, exc, detail=detail)
 
     async def _send(self, messages: Sequence[Message]) -> None:
+        if self._before_publish:
+            self._before_publish(messages=messages)
         await self._worker.gateway.do_publish(messages, self._worker.settings.broker.publish_timeout)
+        if self._after_publish:
+            self._after_publish(messages=messages)
 
     async def _tell(self, pending: Sequence[tuple[_End, Settlement]]) -> None:
         settlements = [settlement for _, settlement in pending]

@@ -130,7 +130,7 @@ class _Loader(_Source, SafeConstructor, Resolver):  # type: ignore[misc]  # unty
         if anchor not in self._lengths:
             raise DecodeError("a value of the YAML document contains itself")
         self._repeated += self._lengths[anchor]
-        pass
+        self._read += self._lengths[anchor]
         if self._repeated > self._allowed:
             raise DecodeError(f"the aliases of the YAML document repeat more than {self._allowed:,} characters")
 
