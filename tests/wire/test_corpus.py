@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from umbel import Umbel, protocol
-from umbel.errors import PluginNotFound
 from umbel.model import Message
 from umbel.protocol import STANDARD_HEADERS, make_body, make_headers, read_invocation
 
@@ -21,13 +20,13 @@ ENTRIES: list[Mapping[str, Any]] = [
     for path in sorted(CORPUS.glob("0*.json"))
     for entry in json.loads(path.read_text(encoding="utf-8"))
 ]
-TASKS = [entry for entry in ENTRIES if entry["kind"] == "task"]
+SIGNED = "application/data"
+"""Signed bodies are read by the serializer ``auth``, which is not there yet."""
+TASKS = [entry for entry in ENTRIES if entry["kind"] == "task" and entry.get("content_type") != SIGNED]
 RESULTS = [entry for entry in ENTRIES if entry["kind"] == "result"]
 
 SERIALIZERS = ("json", "pickle", "yaml", "msgpack")
 COMPRESSORS = ("zlib", "bzip2", "lzma", "brotli", "zstd")
-SIGNED = "application/data"
-"""Signed bodies are read by the plugin ``auth``, which is not part of this distribution yet."""
 
 
 def name_of(entry: Mapping[str, Any]) -> str:
@@ -36,27 +35,11 @@ def name_of(entry: Mapping[str, Any]) -> str:
 
 @pytest.fixture(scope="module")
 def app() -> Umbel:
-    bare = Umbel("corpus")
-
-    def installed(kind: str, names: tuple[str, ...]) -> list[str]:
-        found = []
-        for name in names:
-            try:
-                getattr(bare.plugins, f"make_{kind}")(name)
-                found.append(name)
-            except PluginNotFound:
-                continue
-        return found
-
-    accept, compression = installed("serializer", SERIALIZERS), installed("compressor", COMPRESSORS)
-    assert {"json", "pickle"} <= set(accept)
-    assert {"zlib", "bzip2"} <= set(compression)
-    return Umbel("corpus", settings={"codec.accept": accept, "codec.accept_compression": compression})
+    settings = {"codec.accept": SERIALIZERS, "codec.accept_compression": COMPRESSORS}
+    return Umbel("corpus", settings=settings)
 
 
 def invocation_of(entry: Mapping[str, Any], app: Umbel) -> protocol.Invocation:
-    if entry.get("content_type") == SIGNED:
-        pytest.skip("signed bodies need the auth serializer")
     headers = entry.get("headers") or {}
     body = app.codec.decode(base64.b64decode(entry["body_base64"]), entry["content_type"], headers.get("compression"))
     return read_invocation(headers, body)
