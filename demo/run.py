@@ -77,7 +77,10 @@ def summarise(indexes: list, failures: list, seconds: float) -> None:  # type: i
         ("longest function", f"{name}, {length:,} lines, in {Path(path).name}"),
         ("failed for good", f"{len(failures)}"),
         ("time", f"{seconds:.1f} s"),
-        ("throughput", f"{len(indexes) / seconds:,.0f} files/s, {sum(i.lines for i in indexes) / seconds:,.0f} lines/s"),
+        (
+            "throughput",
+            f"{len(indexes) / seconds:,.0f} files/s, {sum(i.lines for i in indexes) / seconds:,.0f} lines/s",
+        ),
     ]
     click.echo()
     for label, value in rows:

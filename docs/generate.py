@@ -335,7 +335,7 @@ def errors() -> str:
     return page(*parts)
 
 
-PORTS: Final = ("transport", "result_store", "serializer", "compressor", "pool", "scheduler", "clock")
+PORTS: Final = ("transport", "result_store", "serializer", "compressor", "pool", "scheduler", "step", "clock")
 
 
 def ports() -> str:

@@ -604,10 +604,9 @@ class FakePool(Pool):
 
 
 def close_runner(executor: Executor) -> None:
-    """Close the calling thread's event loop, if async tasks have made one: it lives as long as its thread otherwise."""
-    runner = getattr(getattr(executor, "_threads", None), "runner", None)
-    if runner is not None:
-        runner.close()
+    """Let go of the calling thread's event loop, if async tasks have made one: it lives as long as its thread."""
+    if (threads := getattr(executor, "_threads", None)) is not None:
+        threads.loop = None
 
 
 # --- the plugin -----------------------------------------------------------------------------------

@@ -659,6 +659,29 @@ def test_an_interruption_of_the_event_loop_leaves_nothing_of_it_behind(
     assert bench(job, False).verdict is Verdict.SUCCESS
 
 
+@pytest.mark.parametrize("under_a_loop", [True, False])
+def test_the_event_loop_is_closed_with_its_executor_wherever_that_is_collected(
+    make_app: MakeApp, fakes: Fakes, under_a_loop: bool
+) -> None:
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def look() -> None:
+        loops.append(asyncio.get_running_loop())
+
+    app = make_app()
+    bench = Bench(app, fakes)
+    bench(app.task(name="shop.look")(look))
+
+    async def collect() -> None:
+        bench.close()
+
+    if under_a_loop:
+        asyncio.run(collect())
+    else:
+        bench.close()
+    assert loops[0].is_closed()
+
+
 def test_a_function_that_returns_a_coroutine_is_awaited(app: Umbel, bench: Bench) -> None:
     async def later() -> int:
         return 7

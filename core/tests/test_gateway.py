@@ -26,6 +26,8 @@ from umbel.runtime import LoopThread
 from .fakes import BlockingTransport, Broker, FakeStore, FakeTransport, Shelf, eventually
 
 MESSAGE = Message(queue="q", headers={"id": "m-1", "task": "t"}, body=b"[]", properties={"correlation_id": "m-1"})
+SLACK = 0.2 + 1.0
+"""What a call may take beyond its deadline, and what a busy machine may add to that."""
 RECORD = Result(task_id="m-1", state="SUCCESS", document=b"{}")
 
 
@@ -89,7 +91,7 @@ def test_a_broker_that_stays_away_is_an_error_within_the_deadline(gateway: Local
     started = time.monotonic()
     with pytest.raises(BrokerUnavailable):
         gateway.publish([MESSAGE], 0.2)
-    assert time.monotonic() - started < 0.4
+    assert time.monotonic() - started < 0.2 + SLACK
     assert broker.sessions > 1
 
 
@@ -103,7 +105,7 @@ def test_a_driver_that_never_answers_is_an_error_within_the_deadline_naming_the_
     started = time.monotonic()
     with pytest.raises(BrokerUnavailable, match=r"0\.1 s \(\[broker\] publish_timeout\)"):
         gateway.publish([MESSAGE], 0.1)
-    assert time.monotonic() - started < 0.3 + 0.1
+    assert time.monotonic() - started < 0.1 + SLACK
     assert broker.closed == 1
 
 
@@ -112,7 +114,7 @@ def test_a_session_that_cannot_be_closed_holds_nobody_up(gateway: LocalGateway, 
     started = time.monotonic()
     with pytest.raises(BrokerUnavailable):
         gateway.publish([MESSAGE], 0.1)
-    assert time.monotonic() - started < 0.1 + 0.2 + 0.1
+    assert time.monotonic() - started < 0.1 + SLACK
     broker.down = False
     gateway.publish([MESSAGE], 1)
 
@@ -198,7 +200,7 @@ def test_a_blocking_publish_that_fails_is_tried_again_within_the_same_deadline(
     started = time.monotonic()
     with pytest.raises(BrokerUnavailable):
         blocking.publish([MESSAGE], 0.2)
-    assert time.monotonic() - started < 0.4
+    assert time.monotonic() - started < 0.2 + SLACK
 
 
 def test_a_blocking_publish_that_is_refused_is_not_tried_again(blocking: LocalGateway, broker: Broker) -> None:

@@ -7,7 +7,8 @@ import itertools
 import pytest
 
 from umbel.errors import UmbelError
-from umbel.worker.steps import Step, in_order
+from umbel.ports.step import Step
+from umbel.worker.steps import in_order
 
 
 def step(name: str, *requires: str) -> Step:

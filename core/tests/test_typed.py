@@ -19,7 +19,7 @@ from umbel.model import Message, Outcome
 from umbel.task import Task
 from umbel.worker.execution import TaskExecutor
 
-from .fakes import Fakes
+from .fakes import Fakes, close_runner
 
 
 class Colour(enum.Enum):
@@ -116,8 +116,7 @@ def run(app: Umbel, fakes: Fakes, task: Task[..., Any], *args: Any, **kwargs: An
     executor = TaskExecutor(app, "here")
     outcome = Outcome.from_plain(executor.execute(("run", message.to_plain(), "default", 1, "")))
     fakes.shelf.records |= {result.task_id: result for result in outcome.results}
-    if (runner := getattr(executor._threads, "runner", None)) is not None:
-        runner.close()
+    close_runner(executor)
     return handle.get(1)
 
 

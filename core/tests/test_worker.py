@@ -15,7 +15,7 @@ from umbel.capabilities import PoolCapabilities
 from umbel.errors import BrokerUnavailable, NotSupported, PluginError, SettingsError, UmbelError
 from umbel.gateway import UplinkGateway
 from umbel.model import Action, Delivery, Settlement
-from umbel.worker.steps import Step
+from umbel.ports.step import Step
 from umbel.worker.worker import Worker
 
 from .conftest import MakeApp

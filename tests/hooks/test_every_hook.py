@@ -19,8 +19,8 @@ from umbel.cli.group import root
 from umbel.model import Action, Lease, ScheduleEntry, Verdict
 from umbel.ports.clock import VirtualClock
 from umbel.ports.scheduler import Scheduler
+from umbel.ports.step import Step
 from umbel.testing.harness import Harness, in_memory
-from umbel.worker.steps import Step
 
 
 class NoEntries(Scheduler):

@@ -22,7 +22,7 @@ def test_a_worker_stopped_at_random_moments_under_load_loses_and_repeats_nothing
     chance = random.Random(seed)
     grace = 5
     cluster.configure(worker__grace=grace)
-    sent = cluster.send_many("note", [(n, 0.01 if n % 2 else 0.0) for n in range(2000)])
+    sent = cluster.send_many("note", [(n, 0.01 if n % 2 else 0.0) for n in range(1200)])
     rounds = 0
     while not cluster.empty():
         worker = cluster.worker()
@@ -37,7 +37,7 @@ def test_a_worker_stopped_at_random_moments_under_load_loses_and_repeats_nothing
     starts = cluster.ledger.starts()
     assert Counter(line["id"] for line in starts) == {result.id: 1 for result in sent}
     assert {line["attempt"] for line in starts} == {1}
-    assert [result.get(timeout=5) for result in sent] == list(range(2000))
+    assert [result.get(timeout=5) for result in sent] == list(range(1200))
     assert cluster.dead() == []
 
 

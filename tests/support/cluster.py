@@ -385,6 +385,7 @@ class InProcess(Site):
     def __init__(self, folder: Path, app: Umbel) -> None:
         super().__init__(folder)
         self._app = app
+        self.url = app.settings.broker.url
         self.worker = app.worker()
         self._thread = threading.Thread(target=self.worker.run, name="worker")
 

@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from stranger import BUNDLE, NAMES, ROOT, Environment, build, fresh, render  # noqa: E402  # found by the line above
+from stranger import BUNDLE, NAMES, ROOT, Environment, build, fresh, render
 
 
 @pytest.fixture(scope="session")

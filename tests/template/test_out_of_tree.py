@@ -67,12 +67,11 @@ def test_a_serializer_runs_in_a_worker_by_its_name_in_the_settings(
     (tmp_path / "tasks.py").write_text(TASKS)
     (tmp_path / "umbel.toml").write_text('app = "tasks"\n\n[codec]\nserializer = "note"\naccept = ["note"]\n')
     worker = start()
-    done = umbel(environment, tmp_path, "call", "tasks.add", "2", "3", "--wait", "--timeout", "60")
+    call = ("call", "tasks.add", "2", "3", "--wait", "--timeout", "60")
+    done = umbel(environment, tmp_path, *call)
     assert (done.returncode, done.stdout) == (0, "5\n"), done.stderr + (tmp_path / "worker.log").read_text()
-    # That it was this serializer that carried the task: any other is refused, and this is not known by another name.
-    refused = umbel(
-        environment, tmp_path, "call", "tasks.add", "2", "3", "--wait", "--timeout", "60", UMBEL_CODEC__SERIALIZER="json"
-    )
+    # It was this serializer that carried the task: a message in any other form is refused.
+    refused = umbel(environment, tmp_path, *call, UMBEL_CODEC__SERIALIZER="json")
     assert refused.returncode == 1
     letters = umbel(environment, tmp_path, "dead-letters", "list")
     assert "application/json" in letters.stdout, letters.stdout + letters.stderr

@@ -66,9 +66,10 @@ class Reader:
 
     def follow(self, block: Any) -> None:
         word, _, rest = block.note.partition(": ")
-        if word == "file":
-            (self.home / rest).parent.mkdir(exist_ok=True)
-            (self.home / rest).write_text(block.text)
+        if word in ("file", "in shop"):
+            path = self.home / rest if word == "file" else self.home / "shop" / rest
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(block.text)
         elif word == "change":
             self.change(self.here / rest, block.text.splitlines())
         elif word == "in a fresh environment":

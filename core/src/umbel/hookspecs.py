@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from umbel.ports.result_store import ResultStore
     from umbel.ports.scheduler import Scheduler
     from umbel.ports.serializer import Serializer
+    from umbel.ports.step import Step
     from umbel.ports.transport import Transport
     from umbel.task import Request
-    from umbel.worker.steps import Step
     from umbel.worker.worker import Worker
 
 API_VERSION = (1, 0)

@@ -64,7 +64,7 @@ from umbel.ports.serializer import Serializer
 from umbel.ports.transport import BlockingPublisher, Broadcaster, Credit, QueueDepth, Transport
 
 POLL = 0.001
-QUIET = 0.2
+QUIET = 0.15
 
 
 # --- transport ------------------------------------------------------------------------------------
@@ -377,7 +377,7 @@ class ModestStore(ResultStore):
         assert task is not None
         self.waiting.add(task)
         try:
-            while (result := self.live(task_id)) is None or not self.wakes(result):
+            while (result := self.live(task_id)) is None or not self.wakes(result):  # noqa: ASYNC110  # small, not quick
                 await asyncio.sleep(POLL)
             return result
         finally:
@@ -784,7 +784,7 @@ class ModestPool(Pool):
         self.deadline = min(self.deadline, time.monotonic() + timeout)
         self.stopping = True
         self.return_all()
-        while self.running and time.monotonic() < self.deadline:
+        while self.running and time.monotonic() < self.deadline:  # noqa: ASYNC110  # small, not quick
             await asyncio.sleep(POLL)
         for run in list(self.running.values()):
             self.kill(run, Ending.CANCELLED)

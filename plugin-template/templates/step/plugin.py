@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from umbel.markers import hookimpl
-from umbel.worker.steps import Step
+from umbel.ports.step import Step
 
 if TYPE_CHECKING:
     from umbel.worker.worker import Worker

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from umbel.plugins.manager import PluginManager
-from umbel.worker.steps import Step
+from umbel.ports.step import Step
 from {{ cookiecutter.__package }} import step
 from {{ cookiecutter.__package }}.step import {{ cookiecutter.__class }}
 

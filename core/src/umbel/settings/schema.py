@@ -300,7 +300,9 @@ class TaskSettings:
     expires: Seconds | None = setting(None, "Age at which a message of the task is no longer worth running.", gt=0)
     priority: int | None = setting(None, "Priority of the task's messages: 0 to 9, higher is sooner.", ge=0, le=9)
     max_deliveries: int | None = setting(None, "Deliveries after which a message goes to the dead letters.", ge=1)
-    dead_letter: bool | None = setting(None, "Send final failures to the dead letters too, from where they can be replayed.")
+    dead_letter: bool | None = setting(
+        None, "Send final failures to the dead letters too, from where they can be replayed."
+    )
     track_started: bool | None = setting(None, "Store the state STARTED when the task starts.")
 
     def __attrs_post_init__(self) -> None:

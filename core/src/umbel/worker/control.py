@@ -17,10 +17,10 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from umbel.errors import BrokerUnavailable
+from umbel.ports.step import Step
 from umbel.ports.transport import Broadcaster, Transport
 from umbel.protocol import new_id
 from umbel.worker.intake import describe
-from umbel.worker.steps import Step
 
 if TYPE_CHECKING:
     from umbel.worker.worker import Worker

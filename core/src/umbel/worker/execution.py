@@ -352,9 +352,15 @@ class _OwnLoop:
 
     def __init__(self) -> None:
         self.runner = asyncio.Runner()
+        self._loop = self.runner.get_loop()
 
     def __del__(self) -> None:
-        self.runner.close()
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            self.runner.close()
+        else:  # garbage collected under another loop, where this one cannot run to its end
+            self._loop.close()
 
 
 _OWN_FILES = frozenset({__file__, task_module.__file__, runners.__file__, base_events.__file__})

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from umbel.errors import BrokerUnavailable, DecodeError, TaskRevoked
 from umbel.model import Delivery, Outcome, QueueSpec, State, TaskOptions, Verdict
+from umbel.ports.step import Step
 from umbel.ports.transport import Credit
 from umbel.protocol import parse_time
 from umbel.worker import settle
 from umbel.worker.limits import RateLimiter, parse_rate
-from umbel.worker.steps import Step
 
 if TYPE_CHECKING:
     from umbel.worker.settlement import Held

@@ -15,14 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from attrs import define, field
 
 from umbel import errors
-from umbel.errors import (
-    BrokerUnavailable,
-    DecodeError,
-    NotSupported,
-    PublishError,
-    ResultStoreUnavailable,
-    UmbelError,
-)
+from umbel.errors import BrokerUnavailable, DecodeError, NotSupported, PublishError, ResultStoreUnavailable, UmbelError
 from umbel.model import (
     Action,
     Completion,
@@ -37,9 +30,9 @@ from umbel.model import (
     Verdict,
     evolve,
 )
+from umbel.ports.step import Step
 from umbel.protocol import read_limits
 from umbel.worker import settle
-from umbel.worker.steps import Step
 
 if TYPE_CHECKING:
     from umbel.worker.worker import Worker

@@ -4,26 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from graphlib import CycleError, TopologicalSorter
-from typing import TYPE_CHECKING, ClassVar
 
 from umbel.errors import UmbelError
-
-if TYPE_CHECKING:
-    from umbel.worker.worker import Worker
-
-
-class Step:
-    """One component. Both methods run on the worker's I/O loop; ``stop`` is called only if ``start`` has returned."""
-
-    name: ClassVar[str]
-    requires: ClassVar[tuple[str, ...]] = ()
-    """Names of steps that must run before this one starts and until it has stopped."""
-
-    async def start(self, worker: Worker) -> None:
-        """Become ready. An exception stops the worker, with the steps started so far stopped in reverse."""
-
-    async def stop(self, worker: Worker) -> None:
-        """Free everything. Must end in bounded time."""
+from umbel.ports.step import Step
 
 
 def in_order(steps: Sequence[Step]) -> list[Step]:

@@ -19,12 +19,13 @@ from umbel.errors import BrokerUnavailable, NotSupported, PluginError, SettingsE
 from umbel.finding import executing, locate
 from umbel.gateway import LocalGateway
 from umbel.ports.pool import ExecutorFactory, Pool, PoolContext
+from umbel.ports.step import Step
 from umbel.worker.control import Control
 from umbel.worker.intake import Intake
 from umbel.worker.limits import parse_rate
 from umbel.worker.outcomes import Records
 from umbel.worker.settlement import SettlementStep
-from umbel.worker.steps import Step, in_order
+from umbel.worker.steps import in_order
 
 if TYPE_CHECKING:
     from umbel.app import Umbel

@@ -101,6 +101,10 @@ class Brood:
         child.channel.finish()
         self._expect(child, State.ENDING, EXIT_SECONDS)
 
+    def stop_making(self) -> None:
+        """Replace no child any more, whatever becomes of those there are."""
+        self._closing = True
+
     def watch(self) -> None:
         """See to it that the next tick comes."""
         if self._timer is None:
@@ -111,7 +115,7 @@ class Brood:
 
         From the first call on nothing is made any more.
         """
-        self._closing = True
+        self.stop_making()
         if self._rebuilding and not self._rebuilding.done():
             self._rebuilding.cancel()
             await asyncio.wait([self._rebuilding])

@@ -31,6 +31,9 @@ class PoolContract:
     time_limit: float = 90.0
     """Seconds that one law may take."""
 
+    many: int = 2000
+    """Jobs in the law about thousands."""
+
     @pytest.fixture
     def bench(self, make_pool: Callable[[], Pool]) -> PoolBench:
         return PoolBench(make_pool, time_limit=self.time_limit, patience=self.patience, quiet=self.quiet)
@@ -66,8 +69,8 @@ class PoolContract:
     @law
     async def test_each_of_thousands_of_jobs_ends_once(self, bench: PoolBench) -> None:
         async with bench.rig() as rig:
-            ends = await rig.run_all([rig.job("echo", n) for n in range(2000)])
-            assert [(end.ending, end.payload) for end in ends] == [(Ending.DONE, ("echo", n)) for n in range(2000)]
+            ends = await rig.run_all([rig.job("echo", n) for n in range(self.many)])
+            assert [(end.ending, end.payload) for end in ends] == [(Ending.DONE, ("echo", n)) for n in range(self.many)]
 
     @law
     async def test_no_job_runs_on_the_event_loop(self, bench: PoolBench) -> None:

@@ -34,6 +34,9 @@ class ResultStoreContract(AbilityLaws):
     time_limit: float = 60.0
     """Seconds that one law may take."""
 
+    many: int = 3000
+    """Records in the law about thousands."""
+
     @pytest.fixture
     def clock(self) -> Clock | None:
         """The clock that the factory gives to the drivers, if it does; a ``VirtualClock`` makes the laws wait in no time."""
@@ -138,9 +141,9 @@ class ResultStoreContract(AbilityLaws):
 
     @law
     async def test_thousands_of_records_are_kept(self, bench: StoreBench) -> None:
-        store, other = bench.store(), bench.store()
-        results = bench.results(*(str(n) for n in range(3000)))
-        await asyncio.gather(*(store.put(results[at : at + 250]) for at in range(0, 3000, 250)))
+        store, other, size = bench.store(), bench.store(), self.many // 12
+        results = bench.results(*(str(n) for n in range(self.many)))
+        await asyncio.gather(*(store.put(results[at : at + size]) for at in range(0, self.many, size)))
         found = await other.get([result.task_id for result in results])
         assert found == {result.task_id: result for result in results}
 

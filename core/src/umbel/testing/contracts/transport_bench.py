@@ -125,6 +125,8 @@ class TransportLaws:
     """Seconds after which a consumer yields an empty batch at the latest."""
     time_limit: float = 60.0
     """Seconds that one law may take."""
+    many: int = 3000
+    """Messages in the law about thousands."""
     queue_names: Sequence[str] = ("q", "Q", "_", "with space", "ümlaut-名前-🌸", "a.b/c:d*e#{f}%20", "n" * 120)
     """Names of queues that are all different; put behind a prefix of the test's own."""
     other_arguments: QueueSpec = QueueSpec(name="", arguments={"umbel-kit-unknown": 1})

@@ -140,7 +140,7 @@ class DeliveryLaws(TransportLaws):
 
     @law
     async def test_thousands_of_messages_are_delivered_once_each(self, bench: TransportBench) -> None:
-        number, size = 3000, 250
+        number, size = self.many, self.many // 12
         sender, machines = bench.transport(), [bench.transport(), bench.transport()]
         seen: list[str] = []
         done = asyncio.Event()

@@ -74,13 +74,10 @@ class FlowLaws(TransportLaws):
     async def test_a_waiting_consumer_leaves_the_loop_to_others(self, bench: TransportBench) -> None:
         transport = bench.transport()
         waiting = asyncio.ensure_future(bench.take(transport))
-        begun, turns = time.monotonic(), 0
-        while time.monotonic() < begun + bench.quiet:
+        begun = time.monotonic()
+        for _ in range(10):
             await asyncio.sleep(0.001)
-            turns += 1
-        assert turns >= 3, (
-            f"{turns} turns of the loop in {time.monotonic() - begun:.2f} s: a call blocks the event loop"
-        )
+        assert time.monotonic() - begun < 1.0, "a call blocks the event loop"
         await bench.send(transport, "1")
         assert ids(await waiting) == ["1"]
 
