@@ -333,7 +333,6 @@ def test_sending_and_waiting_inside_a_running_loop(site: Site) -> None:
     assert asyncio.run(main()) == ([2 * n for n in range(50)], [n + 1 for n in range(50)])
 
 
-@pytest.mark.xfail(strict=True, reason="a message sent by name says ignore_result = false, which overrules the worker")
 def test_a_sender_that_does_not_know_the_task_leaves_its_options_to_the_worker(site: Site) -> None:
     """Of a task sent by name alone, the worker's own ``ignore_result`` holds."""
     with Umbel("stranger") as stranger:

@@ -79,9 +79,6 @@ def test_a_task_that_kills_its_whole_worker_starts_three_times_and_what_was_held
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=True, reason="redelivered messages start side by side, so a culprit's neighbour dies with it each time"
-)
 def test_what_runs_beside_a_task_that_kills_its_worker_is_not_a_dead_letter(cluster: Cluster) -> None:
     """F16: a neighbour that is longer than the culprit's life gets a start without it before it is given up."""
     cluster.configure(broker__lease=1.0)

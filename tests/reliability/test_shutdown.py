@@ -146,10 +146,13 @@ def test_tasks_acknowledged_early_that_have_not_started_are_not_lost_at_a_shutdo
     assert counts == {result.id: 1 for result in reserved}
 
 
-def test_a_worker_told_to_stop_while_it_starts_ends(cluster: Cluster) -> None:
+@pytest.mark.parametrize("delay", [0.0, 0.2, 0.4])
+def test_a_worker_told_to_stop_while_it_starts_ends_at_once(cluster: Cluster, delay: float) -> None:
+    """Nothing runs, so nothing is waited for: not the grace period, and no child that was about to start."""
+    cluster.configure(worker__grace=60)
     worker = cluster.worker(wait=False)
     until(lambda: "tasks " in worker.text, "the banner")
-    time.sleep(0.1)
+    time.sleep(delay)
     worker.tell(signal.SIGTERM)
-    assert worker.wait(20) in (0, -signal.SIGTERM)
+    assert worker.wait(15) in (0, -signal.SIGTERM)
     assert cluster.stragglers() == []

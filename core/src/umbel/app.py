@@ -347,6 +347,9 @@ class Umbel:
             return self.tasks[name].apply_async(args, kwargs, **options)
         timeout = options.pop("timeout", None)
         effective = self.options_of(name, TaskOptions())
+        options.setdefault(
+            "ignore_result", True if effective.ignore_result else None
+        )  # None: as the worker's task says
         message = self.client.message(name, args, kwargs or {}, effective, **options)
         self.client.send([message], timeout)
         return AsyncResult(message.id, self)

@@ -345,6 +345,14 @@ class TaskOptions:
     throws: tuple[type[BaseException], ...] = ()
     """Expected exceptions: logged in one line, without a traceback."""
 
+    def __attrs_post_init__(self) -> None:
+        if self.ack not in ("late", "early"):
+            raise ValueError(f'ack is "late" or "early", not {self.ack!r}')
+        if self.priority is not None and not 0 <= self.priority <= 9:
+            raise ValueError(f"priority is 0 to 9, higher is sooner; {self.priority!r} is not")
+        if self.time_limit and self.soft_time_limit and self.soft_time_limit > self.time_limit:
+            raise ValueError("soft_time_limit is longer than time_limit, so it would never be reached")
+
 
 @frozen(kw_only=True)
 class QueueSpec:

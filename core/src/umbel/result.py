@@ -19,7 +19,7 @@ R = TypeVar("R")
 
 @frozen(eq=False)
 class AsyncResult(Generic[R]):
-    """The result of one sent task: wait for it with ``get()``, or ``await`` it. Thread-safe, fork-safe, picklable by id."""
+    """The result of one sent task: wait for it with ``get()``, or ``await`` it. Thread-safe, fork-safe."""
 
     id: str
     app: Umbel = field(repr=False)

@@ -45,7 +45,8 @@ class CallOptions(TypedDict, total=False):
     """Signatures to send with the task's id when it fails."""
     time_limit: float
     soft_time_limit: float
-    ignore_result: bool
+    ignore_result: bool | None
+    """None: as the task on the worker says."""
     shadow: str
     argsrepr: str
     kwargsrepr: str

@@ -69,6 +69,7 @@ rate_limit = "100/m"
 expires = "1h"
 priority = 9
 max_deliveries = 1
+dead_letter = true
 track_started = false
 
 [schedules.nightly-report]

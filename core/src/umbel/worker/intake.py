@@ -44,6 +44,8 @@ class Intake(Step):
         self._limiters: dict[str, RateLimiter | None] = {}
         self._suspects: deque[Held] = deque()
         self._suspects_out: set[int] = set()
+        self._last_start = 0
+        """Job of the one redelivered message that runs on its last start."""
         self._session: asyncio.Task[None] | None = None
         self._patience: asyncio.Task[None] | None = None
         self._stalled_at: int | None = None
@@ -175,13 +177,32 @@ class Intake(Step):
         while self._suspects and await self._admit_some():
             pass  # some leases had passed to others: there is room for more, and nothing else would come to start them
 
+    def _choose(self) -> list[Held]:
+        """Redelivered messages that may run now: as many as there are slots, but only one of those on their last start.
+
+        Two that always run side by side would be blamed for one's crashes alike; alone, each shows what it is.
+        """
+        held_now = self._worker.settlement.held
+        self._suspects_out &= held_now.keys()
+        room = self._worker.concurrency - len(self._suspects_out)
+        marks = self._worker.gateway.transport.capabilities.start_marks
+        chosen: list[Held] = []
+        passed: list[Held] = []
+        while self._suspects and len(chosen) < room:
+            held = self._suspects.popleft()
+            if held.max_deliveries - settle.starts_so_far(held.delivery, marks) == 1:
+                if self._last_start in held_now:
+                    passed.append(held)
+                    continue
+                self._last_start = held.job_id
+            chosen.append(held)
+        self._suspects.extendleft(reversed(passed))
+        return chosen
+
     async def _admit_some(self) -> bool:
         """Start as many redelivered messages as may run now; True if some were ours no more."""
         settlement = self._worker.settlement
-        self._suspects_out &= settlement.held.keys()
-        room = self._worker.concurrency - len(self._suspects_out)
-        chosen = [self._suspects.popleft() for _ in range(min(room, len(self._suspects)))]
-        if not chosen:
+        if not (chosen := self._choose()):
             return False
         self._suspects_out.update(held.job_id for held in chosen)
         lease = self._worker.settings.broker.lease

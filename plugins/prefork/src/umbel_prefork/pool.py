@@ -138,6 +138,7 @@ class PreforkPool(Pool):
         }
 
     async def _stop(self) -> None:
+        self._brood.stop_making()
         await self.recall()
         for child in list(self._brood.children.values()):
             self._dismiss(child)
