@@ -93,7 +93,7 @@ def held_back(cluster: Cluster) -> None:
 
 def test_a_worker_that_wakes_up_without_any_of_its_leases_goes_on_working(cluster: Cluster) -> None:
     """F13: redelivered messages that it held back, and lost while it was frozen, do not use up its room for ever."""
-    cluster.configure(broker__lease=1.0)
+    cluster.configure(broker__lease=1.0, worker__max_deliveries=10)
     frozen = cluster.worker("--name", "frozen")
     first = cluster.worker("--name", "first")
     # Work that is known to be quick is held in numbers; what a killed worker held comes back as redelivered.

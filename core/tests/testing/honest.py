@@ -655,6 +655,7 @@ class ModestPool(Pool):
         self.ended: list[Completion] = []
         self.news = asyncio.Event()
         self.local = threading.local()
+        self.threads: list[threading.Thread] = []
         self.stopping = self.stopped = False
         self.deadline = float("inf")
 
@@ -682,7 +683,8 @@ class ModestPool(Pool):
             self.launch(run)
 
     def launch(self, run: Run) -> None:
-        threading.Thread(target=self.work, args=(run,), daemon=True).start()
+        self.threads.append(threading.Thread(target=self.work, args=(run,), daemon=True))
+        self.threads[-1].start()
 
     def arm(self, run: Run) -> None:
         soft, hard = run.job.soft_time_limit, run.job.time_limit
@@ -788,6 +790,8 @@ class ModestPool(Pool):
             await asyncio.sleep(POLL)
         for run in list(self.running.values()):
             self.kill(run, Ending.CANCELLED)
+        while self.threads:  # a thread may wait for an answer of this loop: leave it running
+            await asyncio.to_thread(self.threads.pop().join)
         self.stopped = True
         self.news.set()
 

@@ -50,6 +50,7 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, set[str]]:
             told, _ = process.communicate()
             assert process.returncode in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED), told
             for case in ElementTree.parse(report).iter("testcase"):
+                assert "classname" in case.attrib, told  # an error of no test's own
                 broken = found.setdefault(case.attrib["classname"].rpartition(".")[2], set())
                 if case.find("failure") is not None or case.find("error") is not None:
                     broken.add(case.attrib["name"])

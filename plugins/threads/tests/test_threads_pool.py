@@ -159,11 +159,13 @@ def test_an_error_of_a_job_leaves_no_garbage_behind(tasks: ModuleType) -> None:
         await bench.end(*bench.submit(("echo", 1)))
         gc.collect()
         gc.disable()
+        others = sum(isinstance(o, SystemExit) for o in gc.get_objects())
         try:
             for _ in range(20):
                 await bench.end(*bench.submit(("exit", 1)))
             await bench.end(*bench.submit(("echo", 1)))
-            assert not [o for o in gc.get_objects() if isinstance(o, SystemExit)]
+            # other tests of this process may have left some of their own; a leak here would leave twenty
+            assert sum(isinstance(o, SystemExit) for o in gc.get_objects()) - others < 5
         finally:
             gc.enable()
 

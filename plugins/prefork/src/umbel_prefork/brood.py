@@ -190,11 +190,12 @@ class Brood:
                 child.state, child.deadline = State.READY, None
                 if self._first and not self._first.done():
                     self._first.set_result(None)
-            elif kind in (channel.RETIRING, channel.FAILED) and child.state is not State.KILLED:
-                self._expect(child, State.ENDING, EXIT_SECONDS)
-                child.failure = frame[1]
-                if not child.failure:
-                    self.fill()
+            elif kind in (channel.RETIRING, channel.FAILED):
+                child.failure = child.failure or frame[1]  # its death may have been told before its last words were read
+                if child.state is not State.KILLED:
+                    self._expect(child, State.ENDING, EXIT_SECONDS)
+                    if not child.failure:
+                        self.fill()
         self._on_frames(child, frames)
 
     def _on_child_end(self, child: Child) -> None:
