@@ -249,7 +249,7 @@ class Umbel:
 
     def _forget_options(self) -> None:
         for task in self.tasks.values():
-            vars(task).pop("options", None)  # a cached property
+            task.forget_options()
 
     def after_fork(self) -> None:
         """Called in the child of a fork."""

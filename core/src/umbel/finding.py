@@ -56,7 +56,7 @@ def import_module_or_explain(module: str, setting: str) -> Any:
         raise UmbelError(f"module {module!r} ({setting}) needs {exc.name!r}, which is not installed") from exc
     except UmbelError:
         raise
-    except Exception as exc:  # a user's module may raise anything while it is imported
+    except (Exception, SystemExit) as exc:  # a user's module may raise anything while it is imported
         raise UmbelError(f"module {module!r} ({setting}) cannot be imported: {type(exc).__name__}: {exc}") from exc
 
 

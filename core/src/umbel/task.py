@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from functools import cached_property, update_wrapper
+from functools import update_wrapper
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypedDict, TypeVar, Unpack
 
 from attrs import evolve, field, frozen
@@ -156,6 +156,7 @@ class Task(Generic[P, R]):
         self.name = name
         self.bind = bind
         self.declared = options or TaskOptions()
+        self._options: TaskOptions | None = None
         for handler, function in (handlers or {}).items():
             setattr(self, handler, function)
         update_wrapper(self, run)
@@ -167,10 +168,17 @@ class Task(Generic[P, R]):
         result: R = self.run(self, *args, **kwargs) if self.bind else self.run(*args, **kwargs)
         return result
 
-    @cached_property
+    @property
     def options(self) -> TaskOptions:
         """The task's options after the settings had their say."""
-        return self.app.options_of(self.name, self.declared)
+        # Not a cached_property: its lock, on Python 3.11, could be held by another thread at a fork.
+        if (options := self._options) is None:
+            options = self._options = self.app.options_of(self.name, self.declared)
+        return options
+
+    def forget_options(self) -> None:
+        """The settings have changed: read them again at the next use."""
+        self._options = None
 
     @property
     def request(self) -> Request:

@@ -149,6 +149,7 @@ class SettlementStep(Step):
         except DecodeError:  # the executor refuses the message
             called = None, None
         hard, soft = called[0] or hard, called[1] or soft
+        self._worker.tell_unkept_limits(message.task, hard, soft)
         return Job(
             id=held.job_id,
             task=message.task,

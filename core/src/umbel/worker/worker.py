@@ -141,6 +141,7 @@ class Worker:
         self._stop = asyncio.Event()
         self.hurry = asyncio.Event()
         self._tasks: set[asyncio.Future[object]] = set()
+        self._unkept: set[str] = set()
         self._check_settings()
 
     # --- life ---
@@ -268,6 +269,14 @@ class Worker:
             max_memory_per_child=chosen.max_memory_per_child,
             start_timeout=chosen.start_timeout,
         )
+
+    def tell_unkept_limits(self, task: str, hard: float | None, soft: float | None) -> None:
+        """Warn, once for each task, of a call whose time limits this pool cannot keep; the task runs without them."""
+        able = self.pool.capabilities
+        if ((hard and not able.hard_limit) or (soft and not able.soft_limit)) and task not in self._unkept:
+            self._unkept.add(task)
+            pool = self.settings.worker.pool
+            logger.warning("a call of task %s has a time limit, which pool %r cannot keep; it runs without", task, pool)
 
     def _check_settings(self) -> None:
         """Refuse at start what cannot be kept, in one sentence that names the setting."""

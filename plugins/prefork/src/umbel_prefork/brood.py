@@ -191,7 +191,9 @@ class Brood:
                 if self._first and not self._first.done():
                     self._first.set_result(None)
             elif kind in (channel.RETIRING, channel.FAILED):
-                child.failure = child.failure or frame[1]  # its death may have been told before its last words were read
+                child.failure = (
+                    child.failure or frame[1]
+                )  # its death may have been told before its last words were read
                 if child.state is not State.KILLED:
                     self._expect(child, State.ENDING, EXIT_SECONDS)
                     if not child.failure:

@@ -27,6 +27,7 @@ class PoolBench(Bench):
         self.started: list[str] = []
         """Gates at which jobs have begun to wait, in that order."""
         self.open: set[str] = set()
+        self.all_open = False
 
     @property
     def capabilities(self) -> PoolCapabilities:
@@ -47,7 +48,7 @@ class PoolBench(Bench):
                 self.started.append(payload)
                 return None
             case "open?":
-                return payload in self.open
+                return self.all_open or payload in self.open
             case "double":
                 return payload * 2
             case "refuse":
@@ -62,11 +63,12 @@ class PoolBench(Bench):
     async def rig(self, concurrency: int | None = None, **fields: Any) -> AsyncIterator[Rig]:
         """A started pool with a worker; stopped afterwards, when every gate is open and every job has ended once."""
         rig = Rig(self, self.pool())
+        self.all_open = False
         try:
             await rig.start(self.context(concurrency, **fields))
             yield rig
         finally:
-            self.open.update(self.started)
+            self.all_open = True
             await rig.stop(timeout=2.0)
         assert rig.twice == [], f"jobs ended twice: {rig.twice}"
         assert not rig.open_jobs, f"jobs that never ended: {rig.open_jobs}"
