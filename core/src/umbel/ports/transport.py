@@ -142,8 +142,8 @@ class Transport(ABC):
     async def close(self) -> None:
         """Give back, uncounted, what was claimed and not yielded; free every resource. Harmless when called twice.
 
-        Later calls raise. Where leases are renewable, what was yielded stays leased: another session may renew and settle
-        it, so that a session that is thrown away does not make running work run twice.
+        Later calls raise ``BrokerUnavailable``. Where leases are renewable, what was yielded stays leased: another session
+        may renew and settle it, so that a session that is thrown away does not make running work run twice.
         """
 
 
