@@ -99,8 +99,8 @@ def measure(system: str, options: argparse.Namespace) -> None:
         noop.map([(i,) for i in rest])
     print("enqueue_in_bulk", len(rest) / (time.perf_counter() - started))
 
-    with worker(system):
-        print("drain_with_results", drained(system, options.tasks + 1))
+    with worker(system) as process:
+        print("drain_with_results", drained(system, options.tasks + 1, process))
         trips = []
         for i in range(options.trips):
             started = time.perf_counter()
@@ -114,10 +114,11 @@ def measure(system: str, options: argparse.Namespace) -> None:
 
 
 @contextmanager
-def worker(system: str) -> Iterator[None]:
-    process = subprocess.Popen(WORKER[system], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def worker(system: str) -> Iterator[subprocess.Popen[bytes]]:
+    with open("worker.log", "wb") as log:
+        process = subprocess.Popen(WORKER[system], stdout=log, stderr=log)
     try:
-        yield
+        yield process
     finally:
         process.send_signal(signal.SIGTERM if system == "umbel" else signal.SIGINT)
         try:
@@ -126,7 +127,7 @@ def worker(system: str) -> Iterator[None]:
             process.kill()
 
 
-def drained(system: str, total: int) -> float:
+def drained(system: str, total: int, process: subprocess.Popen[bytes]) -> float:
     """Tasks a second between the first tenth and the last task, so that starting up does not count. Checks the count."""
     file, query = COUNT[system]
     deadline = time.monotonic() + 120
@@ -145,8 +146,11 @@ def drained(system: str, total: int) -> float:
             assert begun is not None, "all tasks were done between two looks; ask for more"
             return (total - begun[1]) / (now - begun[0])
         assert done < total, f"{done} results of {total} tasks"
+        if process.poll() is not None:
+            sys.exit(f"{system}: the worker has ended:\n{Path('worker.log').read_text()}")
         time.sleep(0.01)
-    sys.exit(f"{system}: only {done} of {total} results came within two minutes")
+    log = Path("worker.log").read_text()[-2000:]
+    sys.exit(f"{system}: only {done} of {total} results came within two minutes; the end of its log:\n{log}")
 
 
 def report(figures: dict[str, list[dict[str, float]]]) -> None:

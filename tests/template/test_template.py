@@ -43,7 +43,9 @@ def check(
     asked = {
         (item.callspec.params["port"], item.callspec.params["what"])
         for item in request.session.items
-        if isinstance(item, pytest.Function) and hasattr(item, "callspec") and "what" in item.callspec.params
+        if isinstance(item, pytest.Function)
+        and hasattr(item, "callspec")
+        and {"port", "what"} <= item.callspec.params.keys()
     }
     table = commands(environment, tmp_path_factory.mktemp("mypy"))
     with ThreadPoolExecutor(3) as crew, ThreadPoolExecutor(1) as mypy:  # which has one cache
