@@ -207,9 +207,13 @@ def read_invocation(headers: Mapping[str, Any], payload: Any, timezone: tzinfo =
     Raises ``DecodeError`` saying what is missing or of the wrong type.
     """
     if headers.get("task"):
-        if isinstance(payload, Mapping):  # mixed form: headers of protocol 2, body of protocol 1; headers win
+        is_list = type(payload) is list
+        if not is_list and isinstance(payload, Mapping):  # headers of protocol 2, body of protocol 1: headers win
             return _read({**payload, **headers}, payload, _embed_of(payload), timezone)
-        if not isinstance(payload, Sequence) or isinstance(payload, (str, bytes)) or len(payload) != 3:
+        if (
+            not (is_list or (isinstance(payload, Sequence) and not isinstance(payload, (str, bytes))))
+            or len(payload) != 3
+        ):
             raise DecodeError(f"the body must be [args, kwargs, embed], not {_kind(payload)}")
         args, kwargs, embed = payload
         return _read(headers, {"args": args, "kwargs": kwargs}, _embed_of(embed), timezone)
@@ -226,44 +230,41 @@ def _read(
     timezone: tzinfo,
     user_headers: Mapping[str, Any] | None = None,
 ) -> Invocation:
-    args = call.get("args")
-    kwargs = call.get("kwargs")
+    args, kwargs = call.get("args"), call.get("kwargs")
     args = [] if args is None else args
     kwargs = {} if kwargs is None or kwargs == [] else kwargs  # an empty PHP array arrives as a list
-    if not isinstance(args, Sequence) or isinstance(args, (str, bytes)):
+    # Exact types first, and only the fields that are given: asking abstract classes took a third of the time in here.
+    if type(args) is not list and (not isinstance(args, Sequence) or isinstance(args, (str, bytes))):
         raise DecodeError(f"args must be a list, not {_kind(args)}")
-    if not isinstance(kwargs, Mapping) or not all(isinstance(key, str) for key in kwargs):
+    if kwargs != {} and not (isinstance(kwargs, Mapping) and all(isinstance(key, str) for key in kwargs)):
         raise DecodeError(f"kwargs must be an object with string keys, not {_kind(kwargs)}")
     id = fields.get("id")
     if not id or not isinstance(id, str):
         raise DecodeError("the message has no task id")
     hard, soft = read_limits(fields.get("timelimit"))
+    eta, expires, ignored = fields.get("eta"), fields.get("expires"), fields.get("ignore_result")
+    stamps = fields.get("stamps")
     user = fields if user_headers is None else user_headers
     protocol_1 = user_headers is not None or "args" in fields
+    given: dict[str, Any] = {name: read(fields, name) for name, read in _FIELDS if fields.get(name) is not None}
+    given["root_id"] = given.get("root_id") or id
+    given["task"] = given.get("task") or ""
     return Invocation(
         id=id,
-        task=_text(fields, "task") or "",
         args=args,
         kwargs=kwargs,
         embed=embed,
-        eta=parse_time(fields.get("eta"), timezone),
-        expires=parse_time(fields.get("expires"), timezone),
-        retries=_integer(fields, "retries") or 0,
+        eta=None if eta is None else parse_time(eta, timezone),
+        expires=None if expires is None else parse_time(expires, timezone),
         time_limit=hard,
         soft_time_limit=soft,
-        root_id=_text(fields, "root_id") or id,
-        parent_id=_text(fields, "parent_id"),
-        group=_text(fields, "group"),
-        group_index=_integer(fields, "group_index"),
-        shadow=_text(fields, "shadow"),
-        origin=_text(fields, "origin"),
-        ignore_result=None if fields.get("ignore_result") is None else bool(fields["ignore_result"]),
-        replaced_task_nesting=_integer(fields, "replaced_task_nesting") or 0,
+        ignore_result=None if ignored is None else bool(ignored),
         stamped_headers=_names(fields.get("stamped_headers")),
-        stamps=fields.get("stamps") if isinstance(fields.get("stamps"), Mapping) else {},  # type: ignore[arg-type]  # checked in the same line
+        stamps=stamps if stamps and isinstance(stamps, Mapping) else {},
         headers={}
         if user.keys() <= STANDARD_HEADERS  # almost always, and ten times cheaper than looking at each
         else {k: v for k, v in user.items() if k not in STANDARD_HEADERS and not (protocol_1 and k in _PROTOCOL_1)},
+        **given,
     )
 
 
@@ -297,7 +298,7 @@ def _signatures(embed: Mapping[str, Any], name: str) -> Sequence[Mapping[str, An
 
 def read_limits(value: Any) -> tuple[float | None, float | None]:
     """The header ``timelimit``, which is [hard, soft]. Raises ``DecodeError``."""
-    if value is None:
+    if value is None or value == [None, None]:
         return None, None
     if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
         raise DecodeError(f"timelimit must be [hard, soft], not {_kind(value)}")
@@ -322,6 +323,12 @@ def _integer(fields: Mapping[str, Any], name: str) -> int | None:
     if value is None or (isinstance(value, int) and not isinstance(value, bool)):
         return value
     raise DecodeError(f"{name} must be a whole number, not {_kind(value)}")
+
+
+_FIELDS: Final = (
+    *((name, _text) for name in ("task", "root_id", "parent_id", "group", "shadow", "origin")),
+    *((name, _integer) for name in ("retries", "group_index", "replaced_task_nesting")),
+)
 
 
 def _names(value: Any) -> Sequence[str] | None:
