@@ -5,13 +5,16 @@ BIN   := .venv/bin
 SRC   := $(wildcard core/src plugins/*/src contrib/*/src)
 PROJECTS := pyproject.toml $(wildcard core/pyproject.toml plugins/*/pyproject.toml contrib/*/pyproject.toml)
 
-.PHONY: help setup demo test lint format types layers docs wheels bench clean
+.PHONY: help setup demo services test lint format types layers docs wheels bench clean
 help:          ## say what there is (the default)
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
 setup: $(DEV)  ## make .venv: every distribution editable, and the tools (WITH=pip: without uv)
 demo: $(DEV)   ## see tasks run on this machine, with no server
 	$(BIN)/python demo/run.py
+services:      ## bring the servers that the tests start: Redis, RabbitMQ, celery-node (Debian)
+	scripts/services
 test: $(DEV)   ## run every test (ARGS="-k chain -x" goes to pytest)
+	scripts/services --if-allowed
 	$(BIN)/pytest $(ARGS)
 lint: $(DEV)   ## check style and format
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -28,7 +31,7 @@ wheels: $(DEV) ## build every distribution, and gather what they depend on, into
 bench: $(DEV) .venv/.ready-bench  ## measure against others, on the same work
 	$(BIN)/python benchmarks/embedded.py $(ARGS)
 clean:         ## remove everything that these commands made
-	rm -rf .venv dist docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .services dist docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 # One stamp a dependency group, older than a pyproject.toml only when that has changed since.
 .venv/.ready-%: scripts/setup $(PROJECTS)

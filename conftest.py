@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "tests/support"))
+pytest_plugins = ["servers.fixtures"]
 
 
 @pytest.fixture(scope="session")
