@@ -1,0 +1,1 @@
+"""Redis and Valkey for Umbel: transport on streams, result store, scheduler store"""
