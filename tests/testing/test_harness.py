@@ -56,6 +56,21 @@ def test_a_month_of_daily_retries_runs_at_its_own_times() -> None:
     assert [call.retries for call in harness.calls(until_paid)] == list(range(31))
 
 
+def test_a_month_of_hourly_retries_stops_at_every_hour() -> None:
+    app = Umbel("shop")
+    hours: list[float] = []
+
+    @app.task(bind=True, max_retries=None, retry_delay=3600)
+    def until_there(self: Any) -> None:
+        hours.append((app.clock.time() - NOON) / 3600)
+        raise self.retry()
+
+    with working(app) as harness:
+        until_there.delay()
+        harness.advance(days=30)
+    assert hours == list(range(721))
+
+
 def test_an_exponential_backoff_takes_its_whole_length() -> None:
     app = Umbel("shop")
     hours: list[float] = []
@@ -270,10 +285,10 @@ def test_an_app_is_put_in_memory_whatever_its_settings_name_and_is_as_before_aft
         """
         default_queue = "main"
         [broker]
-        url = "redis://nowhere"
+        url = "far://nowhere"
         options = { pool_size = 5 }
         [results]
-        url = "redis://nowhere"
+        url = "far://nowhere"
         [worker]
         pool = "prefork"
         max_tasks_per_child = 10
@@ -290,9 +305,9 @@ def test_an_app_is_put_in_memory_whatever_its_settings_name_and_is_as_before_aft
             assert add.options.queue == "for-test"
             assert add.delay(2, 3).get(10) == 5
             assert len(harness.published) == 1
-        assert (app.client, app.clock, app.settings.broker.url) == (client, clock, "redis://nowhere")
+        assert (app.client, app.clock, app.settings.broker.url) == (client, clock, "far://nowhere")
         assert add.options == options
-        with pytest.raises(PluginNotFound, match="redis"):
+        with pytest.raises(PluginNotFound, match="far"):
             add.delay(2, 3)
 
 

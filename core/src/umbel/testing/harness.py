@@ -46,6 +46,9 @@ SETTINGS: Final[Mapping[str, Any]] = {
 }
 """What ``in_memory`` sets over the app's own settings."""
 
+_LOOK: Final = 0.01
+"""Seconds after which a look whether anything is left to do is repeated, if no settlement has given a reason before."""
+
 
 def standing_clock() -> VirtualClock:
     """A clock that stands at the present until it is moved: at a whole second, which survives being written in a header."""
@@ -78,6 +81,9 @@ class Harness:
         self._dues: set[float] = set()
         """When something in the broker becomes due; times that have passed may be among them."""
         self._lock = threading.Lock()
+        self._settled: asyncio.Event | None = None
+        self._stopped_at = 0.0
+        """When, in real time, the last stop of the clock began."""
         self._url = f"memory://test-{secrets.token_hex(8)}"
         self._transport, self._store, self._pool = _drivers(self)
         self._ready = threading.Event()
@@ -118,6 +124,11 @@ class Harness:
         """The broker keeps something back until each of ``times``. From any thread."""
         with self._lock:
             self._dues.update(times)
+
+    def settled(self) -> None:
+        """The broker has carried settlements out: a moment to look whether anything is left to do. On the I/O loop."""
+        if self._settled is not None:
+            self._settled.set()
 
     # --- what was sent ---
 
@@ -185,11 +196,7 @@ class Harness:
         Results are stored by then, and observers have heard. Messages in a queue that the worker does not consume are left
         alone. Raises ``AssertionError``, naming what is not finished, after ``timeout`` seconds, or if the worker failed.
         """
-        worker = self._running()
-        try:
-            self.app.runtime.call(self._until_idle(worker), timeout)
-        except TimeoutError:
-            raise AssertionError(f"not idle after {timeout:g} s: {self._unfinished()}") from None
+        self._let_pass(None, timeout)
 
     def advance(
         self, seconds: float = 0.0, *, minutes: float = 0.0, hours: float = 0.0, days: float = 0.0, timeout: float = 10
@@ -200,12 +207,30 @@ class Harness:
         time. ``timeout`` bounds, in real time, the work at each stop. Raises as ``run_until_idle``.
         """
         end = self.clock.time() + seconds + 60 * minutes + 3600 * hours + 86_400 * days
-        self.run_until_idle(timeout)
+        self._let_pass(end, timeout)
+
+    def _let_pass(self, end: float | None, timeout: float) -> None:
+        """Wait on this thread while time passes on the I/O loop, where each stop costs no switch of threads."""
+        worker = self._running()
+        self._stopped_at = time.monotonic()
+        passing = self.app.runtime.submit(self._pass(worker, end))
+        while not passing.done():
+            try:
+                passing.result(max(0.0, self._stopped_at + timeout - time.monotonic()))
+            except TimeoutError:
+                if time.monotonic() >= self._stopped_at + timeout and passing.cancel():
+                    raise AssertionError(f"not idle after {timeout:g} s: {self._unfinished()}") from None
+        passing.result()
+
+    async def _pass(self, worker: Worker, end: float | None) -> None:
+        await self._until_idle(worker)
+        if end is None:
+            return
         while (due := self._next_due()) is not None and due <= end:
             self.clock.set(due)
-            self.run_until_idle(timeout)
+            await self._until_idle(worker)
         self.clock.set(end)
-        self.run_until_idle(timeout)
+        await self._until_idle(worker)
 
     def _next_due(self) -> float | None:
         now = self.clock.time()
@@ -221,10 +246,16 @@ class Harness:
         return self._worker
 
     async def _until_idle(self, worker: Worker) -> None:
-        looks = 0
-        while await self._busy(worker) and self._thread.is_alive():
-            looks += 1
-            await asyncio.sleep(0 if looks < 100 else 0.001)
+        self._stopped_at = time.monotonic()
+        settled = self._settled = asyncio.Event()
+        while self._thread.is_alive():
+            settled.clear()
+            if not await self._busy(worker):
+                break
+            # What was acknowledged early ends without a settlement.
+            again = asyncio.get_running_loop().call_later(_LOOK, settled.set)
+            await settled.wait()
+            again.cancel()
         self._running()
 
     async def _busy(self, worker: Worker) -> bool:
@@ -267,6 +298,7 @@ def _recording(transport: Any, harness: Harness) -> Any:
         async def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
             done: Sequence[bool] = await super().settle(settlements)
             harness.due(harness.clock.time() + s.delay for s in settlements if s.action is Action.REQUEUE)
+            harness.settled()
             return done
 
     return Recording

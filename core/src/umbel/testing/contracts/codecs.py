@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Final
 
 from hypothesis import settings
 from hypothesis import strategies as st
 
-thorough: Final = settings(max_examples=150, deadline=None, database=None)
+
+def thorough(examples: int) -> settings:
+    return settings(max_examples=examples, deadline=None, database=None)
 
 
 @st.composite

@@ -17,7 +17,6 @@ from umbel.ports.compressor import Compressor
 from umbel.testing.contracts.codecs import at_once, damaged, thorough
 
 LIMIT: Final = 1 << 20
-BOMB: Final = 64 * LIMIT
 BODIES: Final = st.binary() | st.builds(lambda part, times: part * times, st.binary(max_size=20), st.integers(0, 2000))
 
 
@@ -26,6 +25,10 @@ class CompressorContract:
 
     working_memory: int = 16 << 20
     """Bytes that restoring may take beside the output. A window or dictionary of fixed size belongs here."""
+    bomb: int = 64 << 20
+    """Bytes that a bomb wants to become; more than the laws let a driver allocate."""
+    examples: int = 150
+    """How many bodies and pieces of nonsense each law tries."""
 
     @pytest.fixture
     def compressor(self, make_compressor: Callable[[], Compressor]) -> Compressor:
@@ -40,7 +43,7 @@ class CompressorContract:
         assert all(re.fullmatch(r"[a-z0-9/.+-]+", alias) for alias in compressor.aliases)
 
     def test_what_went_in_comes_out(self, compressor: Compressor) -> None:
-        @thorough
+        @thorough(self.examples)
         @given(BODIES)
         def check(data: bytes) -> None:
             packed = compressor.compress(data)
@@ -66,7 +69,7 @@ class CompressorContract:
             compressor.decompress(packed, size - 1)
 
     def test_a_bomb_is_refused_before_it_fills_the_memory(self, compressor: Compressor) -> None:
-        packed = compressor.compress(bytes(BOMB))
+        packed = compressor.compress(bytes(self.bomb))
         tracemalloc.start()
         try:
             with pytest.raises(ContentRefused):
@@ -85,7 +88,7 @@ class CompressorContract:
     def test_no_bytes_raise_anything_but_a_decode_error(self, compressor: Compressor) -> None:
         magic = compressor.compress(b"")[:4]
 
-        @thorough
+        @thorough(self.examples)
         @given(st.binary() | st.binary().map(magic.__add__))
         def check(data: bytes) -> None:
             _restores_or_refuses(compressor, data, 100)
@@ -93,7 +96,7 @@ class CompressorContract:
         check()
 
     def test_no_damage_raises_anything_but_a_decode_error(self, compressor: Compressor) -> None:
-        @thorough
+        @thorough(self.examples)
         @given(damaged(BODIES.map(compressor.compress)))
         def check(data: bytes) -> None:
             _restores_or_refuses(compressor, data, 50_000)

@@ -6,7 +6,7 @@ import asyncio
 import os
 import random
 import threading
-from collections.abc import Callable
+import time
 
 import attrs
 import pytest
@@ -17,26 +17,16 @@ from umbel.model import Ending
 from umbel.ports.pool import Pool
 from umbel.testing.contracts.bench import Belongings, law
 from umbel.testing.contracts.pool_bench import PoolBench, Rig
+from umbel.testing.contracts.pool_limits import LimitLaws
 
 VALUES = (None, True, -(2**62), 2.5, "ü名🌸", b"\x00\xff", [1, [2, {"key": [None]}]], {"": {"deep": b""}})
 
 
-class PoolContract:
-    """Subclass it and give the fixture ``make_pool``: a callable that makes a pool that was not started."""
+class PoolContract(LimitLaws):
+    """Subclass it and give the fixture ``make_pool``: a callable that makes a pool that was not started.
 
-    patience: float = 20.0
-    """Seconds within which what must happen does happen; the start of a pool is the longest."""
-    quiet: float = 0.15
-    """Seconds for which laws watch that nothing happens."""
-    time_limit: float = 90.0
-    """Seconds that one law may take."""
-
-    many: int = 2000
-    """Jobs in the law about thousands."""
-
-    @pytest.fixture
-    def bench(self, make_pool: Callable[[], Pool]) -> PoolBench:
-        return PoolBench(make_pool, time_limit=self.time_limit, patience=self.patience, quiet=self.quiet)
+    Fit the kit to a slow pool with the class attributes of ``PoolLaws``.
+    """
 
     @law
     async def test_a_driver_says_what_it_is(self, bench: PoolBench) -> None:
@@ -117,6 +107,24 @@ class PoolContract:
             for job_id in rig.submitted:
                 await rig.end(job_id)
             await bench.until(lambda: rig.pool.free >= bench.slots, "a pool that wants work again")
+
+    @law
+    async def test_what_runs_is_told_and_nothing_else(self, bench: PoolBench) -> None:
+        async with bench.rig() as rig:
+            assert rig.pool.running() == {}
+            earliest = time.monotonic()
+            busy = await self._fill(rig, bench)
+            waiting = [rig.submit("echo", n) for n in range(3)]
+            told = rig.pool.running()
+            if type(rig.pool).running is not Pool.running:  # else it leaves that out
+                assert set(told) == set(busy)
+            assert all(earliest <= job.since <= time.monotonic() for job in told.values())
+            if bench.capabilities.isolated:
+                assert os.getpid() not in {job.pid for job in told.values()}
+            bench.open.update(bench.started)
+            for job_id in [*busy, *waiting]:
+                assert (await rig.end(job_id)).ending is Ending.DONE
+            await bench.until(lambda: rig.pool.running() == {}, "nothing told to run")
 
     # --- upcalls --------------------------------------------------------------------------------
 
@@ -202,7 +210,7 @@ class PoolContract:
     async def test_a_cancellation_never_hits_the_next_job(self, bench: PoolBench) -> None:
         chance = random.Random(7)
         async with bench.rig(1) as rig:
-            for _ in range(100):
+            for _ in range(self.chances):
                 target = rig.submit("count", chance.randrange(3000))
                 bystanders = [rig.submit("count", 300) for _ in range(3)]
                 for _ in range(chance.randrange(6)):
@@ -212,41 +220,6 @@ class PoolContract:
                 for job_id in bystanders:
                     end = await rig.end(job_id)
                     assert (end.ending, end.payload) == (Ending.DONE, ("counted", 44_850))
-
-    # --- limits ---------------------------------------------------------------------------------
-
-    @law
-    async def test_the_soft_time_limit_is_raised_in_the_job(self, bench: PoolBench) -> None:
-        async with bench.rig() as rig:
-            job_id = await rig.begin("soft", "gate", soft_time_limit=0.3)
-            if not bench.capabilities.soft_limit:
-                await asyncio.sleep(0.4 + bench.quiet)
-                bench.open.add("gate")
-            end = await rig.end(job_id)
-            told = "soft limit" if bench.capabilities.soft_limit else "waited"
-            assert (end.ending, end.payload) == (Ending.DONE, (told, "gate"))
-            assert await rig.value("echo", "next") == ("echo", "next")
-
-    @law
-    async def test_the_hard_time_limit_ends_a_job_that_does_not_listen(self, bench: PoolBench) -> None:
-        async with bench.rig() as rig:
-            job_id = await rig.begin("stubborn", "gate", time_limit=0.3)
-            if bench.capabilities.hard_limit:
-                assert (await rig.end(job_id)).ending is Ending.TIMED_OUT
-            else:
-                await asyncio.sleep(0.4 + bench.quiet)
-                bench.open.add("gate")
-                assert (await rig.end(job_id)).ending is Ending.DONE
-            assert await rig.value("echo", "next") == ("echo", "next")
-
-    @law
-    async def test_limits_that_are_not_reached_harm_nobody(self, bench: PoolBench) -> None:
-        async with bench.rig(1) as rig:
-            assert (await rig.run("echo", 1, soft_time_limit=0.3, time_limit=0.35)).ending is Ending.DONE
-            job_id = await rig.begin("wait", "gate")
-            await asyncio.sleep(0.5)
-            bench.open.add("gate")
-            assert (await rig.end(job_id)).ending is Ending.DONE
 
     # --- slots ----------------------------------------------------------------------------------
 

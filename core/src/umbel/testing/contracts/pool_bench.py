@@ -156,3 +156,25 @@ class Rig:
             await self.bench.until(lambda: self.pool.free > 0, f"a free slot for {len(backlog)} more jobs")
             self.pool.submit([backlog.popleft() for _ in range(min(self.pool.free, len(backlog)))])
         return [await self.end(job.id) for job in jobs]
+
+
+class PoolLaws:
+    """How the kit is fitted to a pool, and the fixture that the laws use."""
+
+    patience: float = 20.0
+    """Seconds within which what must happen does happen; the start of a pool is the longest."""
+    quiet: float = 0.15
+    """Seconds for which laws watch that nothing happens."""
+    time_limit: float = 90.0
+    """Seconds that one law may take."""
+
+    many: int = 2000
+    """Jobs in the law about thousands."""
+    limit: float = 0.3
+    """Seconds of the time limits that laws let pass."""
+    chances: int = 100
+    """How often a job is cancelled at a moment of chance."""
+
+    @pytest.fixture
+    def bench(self, make_pool: Callable[[], Pool]) -> PoolBench:
+        return PoolBench(make_pool, time_limit=self.time_limit, patience=self.patience, quiet=self.quiet)

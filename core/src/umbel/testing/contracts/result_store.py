@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -22,7 +23,9 @@ from umbel.testing.contracts.result_store_bench import StoreBench
 class ResultStoreContract(AbilityLaws):
     """Subclass it and give the fixture ``make_store``: a callable that makes an instance on one and the same backend.
 
-    Laws use task ids, keys and states of their own, so one backend may serve all tests.
+    Where results are sent to who asked (``reply_to``), the instance that a law made last is who asked.
+    Laws use task ids, keys and states of their own, so one backend may serve all tests. Give the fixtures ``clock``,
+    ``sever`` and ``restart`` where the driver allows.
     """
 
     lease: float = 0.5
@@ -40,6 +43,16 @@ class ResultStoreContract(AbilityLaws):
     @pytest.fixture
     def clock(self) -> Clock | None:
         """The clock that the factory gives to the drivers, if it does; a ``VirtualClock`` makes the laws wait in no time."""
+        return None
+
+    @pytest.fixture
+    def sever(self) -> Callable[[ResultStore], Awaitable[None]] | None:
+        """Cuts the connection of a store as a failing network would. None: it has none that could be cut."""
+        return None
+
+    @pytest.fixture
+    def restart(self) -> Callable[[], Awaitable[None]] | None:
+        """Kills the backend and starts it again with what it has kept. None: no way to, or it is declared not durable."""
         return None
 
     @pytest.fixture
@@ -72,9 +85,10 @@ class ResultStoreContract(AbilityLaws):
     @pytest.mark.parametrize("document", [b"", b"{}", b"\x00\xff" * 50, b"x" * 1_000_000], ids=len)
     @law
     async def test_a_record_comes_back_whole(self, bench: StoreBench, document: bytes) -> None:
+        store, other = bench.store(), bench.store()
         put = bench.result("ü名🌸 1", "SUCCESS", document, content_type="application/x-kit", content_encoding="binary")
-        await bench.store().put([put])
-        assert await bench.store().get([put.task_id]) == {put.task_id: put}
+        await store.put([put])
+        assert await other.get([put.task_id]) == {put.task_id: put}
 
     @law
     async def test_get_gives_those_there_are(self, bench: StoreBench) -> None:
@@ -104,7 +118,7 @@ class ResultStoreContract(AbilityLaws):
         await store.put(finals)
         for late in ("STARTED", "RETRY", *sorted(FINAL_STATES)):
             await other.put([attrs.evolve(final, state=late, document=b"late") for final in finals])
-        assert await store.get([final.task_id for final in finals]) == {final.task_id: final for final in finals}
+        assert await other.get([final.task_id for final in finals]) == {final.task_id: final for final in finals}
 
     @law
     async def test_the_later_of_one_call_wins(self, bench: StoreBench) -> None:
@@ -115,14 +129,23 @@ class ResultStoreContract(AbilityLaws):
         assert (await store.get([bench.id("1")]))[bench.id("1")].document == b"4"
 
     @law
+    async def test_the_first_final_state_of_one_call_stays(self, bench: StoreBench) -> None:
+        store, other, states = bench.store(), bench.store(), ("STARTED", "SUCCESS", "RETRY", "FAILURE")
+        await store.put([bench.result("1", state, state.encode()) for state in states])
+        found = await other.get([bench.id("1")])
+        assert found == {bench.id("1"): bench.result("1", "SUCCESS", b"SUCCESS")}
+
+    @law
     async def test_forgotten_is_gone(self, bench: StoreBench) -> None:
-        store, (one, two) = bench.store(), bench.results("1", "2")
+        store, other, (one, two) = bench.store(), bench.store(), bench.results("1", "2")
         await store.put([one, two])
-        await store.forget([one.task_id, bench.id("none")])
-        assert await bench.store().get([one.task_id, two.task_id]) == {two.task_id: two}
+        await other.forget([one.task_id, bench.id("none")])
+        assert await other.get([one.task_id, two.task_id]) == {two.task_id: two}
+        if other.reply_to is None:  # else nobody else had them
+            assert await store.get([one.task_id, two.task_id]) == {two.task_id: two}
         again = attrs.evolve(one, document=b"again")
         await store.put([again])
-        assert await store.get([one.task_id]) == {one.task_id: again}
+        assert await other.get([one.task_id]) == {one.task_id: again}
 
     @law
     async def test_records_expire(self, bench: StoreBench) -> None:
@@ -149,18 +172,29 @@ class ResultStoreContract(AbilityLaws):
 
     @law
     async def test_what_was_stored_outlives_its_connection(self, bench: StoreBench) -> None:
-        store, (one,) = bench.store(), bench.results("1")
+        store, other, (one,) = bench.store(), bench.store(), bench.results("1")
         await store.put([one])
         await store.close()
-        assert await bench.store().get([one.task_id]) == {one.task_id: one}
+        assert await other.get([one.task_id]) == {one.task_id: one}
+
+    @law
+    async def test_what_was_stored_outlives_the_backend(
+        self, bench: StoreBench, restart: Callable[[], Awaitable[None]] | None
+    ) -> None:
+        if restart is None or not bench.capabilities.durable:
+            return
+        store, results = bench.store(), bench.results("1", "2")
+        await store.put(results)
+        await restart()
+        assert await bench.store().get([r.task_id for r in results]) == {r.task_id: r for r in results}
 
     # --- waiting --------------------------------------------------------------------------------
 
     @law
     async def test_wait_finds_what_was_stored_before(self, bench: StoreBench) -> None:
-        store, (one,) = bench.store(), bench.results("1")
+        store, waiter, (one,) = bench.store(), bench.store(), bench.results("1")
         await store.put([one])
-        assert await bench.soon(bench.store().wait(one.task_id), "the record") == one
+        assert await bench.soon(waiter.wait(one.task_id), "the record") == one
 
     @law
     async def test_wait_hears_of_what_is_stored_later(self, bench: StoreBench) -> None:
@@ -200,6 +234,35 @@ class ResultStoreContract(AbilityLaws):
         await store.put([one])
         assert await bench.soon(kept, "the record") == one
         assert await bench.soon(waiter.wait(one.task_id), "the record, asked for again") == one
+
+    @law
+    async def test_a_wait_is_answered_at_once_where_the_store_pushes(self, bench: StoreBench) -> None:
+        if not bench.capabilities.push:
+            return  # it asks now and then, and says so
+        store, waiter, took = bench.store(), bench.store(), []
+        for result in bench.results(*"12345"):
+            waiting = asyncio.ensure_future(waiter.wait(result.task_id))
+            await asyncio.sleep(bench.quiet)
+            begun = time.monotonic()
+            await store.put([result])
+            await bench.soon(waiting, "the record")
+            took.append(time.monotonic() - begun)
+        assert sorted(took)[2] < max(bench.quiet, 0.15), f"declared as pushed, heard after {took}"
+
+    @law
+    async def test_a_wait_outlives_a_lost_connection(
+        self, bench: StoreBench, sever: Callable[[ResultStore], Awaitable[None]] | None
+    ) -> None:
+        if sever is None:
+            return
+        store, waiter, (one, two) = bench.store(), bench.store(), bench.results("1", "2")
+        waiting = [asyncio.ensure_future(waiter.wait(result.task_id)) for result in (one, two)]
+        await asyncio.sleep(bench.quiet)
+        await sever(waiter)
+        await store.put([one])  # perhaps before the connection is mended
+        await asyncio.sleep(bench.quiet)
+        await store.put([two])
+        assert await bench.soon(asyncio.gather(*waiting), "both records") == [one, two]
 
     @law
     async def test_a_cancelled_put_can_be_repeated(self, bench: StoreBench) -> None:
@@ -245,9 +308,18 @@ class ResultStoreContract(AbilityLaws):
             lambda: store.forget([bench.id("1")]),
         ]
         if bench.capabilities.join:
-            calls.append(lambda: store.join(bench.id("j"), {}, size=1, owner="me", lease=1))
+            calls += [
+                lambda: store.join(bench.id("j"), {}, size=1, owner="me", lease=1),
+                lambda: store.members(bench.id("j")),
+                lambda: store.fired(bench.id("j"), "me"),
+                store.unfired,
+            ]
         if bench.capabilities.claim:
-            calls.append(lambda: store.claim(bench.id("c"), "me", lease=1))
+            calls += [
+                lambda: store.claim(bench.id("c"), "me", lease=1),
+                lambda: store.release(bench.id("c"), "me"),
+                store.claims,
+            ]
         if bench.capabilities.query:
             calls.append(store.query)
         for call in calls:

@@ -72,6 +72,30 @@ class AbilityLaws:
         assert await other.fired(key, "heir")
 
     @law
+    async def test_the_holder_of_the_right_who_asks_again_is_told_again(self, bench: StoreBench) -> None:
+        """Its first answer may have been lost, with the connection that it was to come by."""
+        if not bench.capabilities.join:
+            return
+        store, key = _joins(bench), bench.id("join")
+        for _ in range(3):
+            state = await store.join(key, {"a": b""}, size=1, owner="x", lease=LONG)
+            assert (state.count, state.fires) == (1, True)
+        assert not (await store.join(key, {"a": b""}, size=1, owner="y", lease=LONG)).fires
+        assert await store.fired(key, "x")
+        assert not (await store.join(key, {"a": b""}, size=1, owner="x", lease=LONG)).fires
+
+    @law
+    async def test_the_right_to_fire_stays_with_its_holder_until_another_takes_it(self, bench: StoreBench) -> None:
+        if not bench.capabilities.join:
+            return
+        store, other, key = _joins(bench), _joins(bench), bench.id("join")
+        assert (await store.join(key, {"a": b""}, size=1, owner="slow", lease=bench.lease)).fires
+        await bench.lease_ends()
+        assert (await store.join(key, {}, size=None, owner="slow", lease=LONG)).fires
+        assert not (await other.join(key, {}, size=None, owner="heir", lease=LONG)).fires, "the lease begins anew"
+        assert await store.fired(key, "slow")
+
+    @law
     async def test_what_has_fired_never_fires_again(self, bench: StoreBench) -> None:
         if not bench.capabilities.join:
             return
@@ -134,6 +158,19 @@ class AbilityLaws:
         assert (await store.claim(name, "you", lease=LONG)).owner == "me"
 
     @law
+    async def test_a_renewal_without_a_value_keeps_it(self, bench: StoreBench) -> None:
+        if not bench.capabilities.claim:
+            return
+        store, name = _claims(bench), bench.id("lock")
+        await store.claim(name, "me", lease=bench.lease, value=b"\x00v")
+        assert (await store.claim(name, "me", lease=LONG)).value == b"\x00v"
+        assert [lease.value for lease in await store.claims(name)] == [b"\x00v"]
+        assert (await store.claim(name, "me", lease=LONG, value=b"")).value == b"", "an empty value is one"
+        await store.claim(name, "me", lease=LONG, value=b"w")
+        await store.release(name, "me")
+        assert (await store.claim(name, "me", lease=LONG)).value == b"", "taken anew, it has no value"
+
+    @law
     async def test_a_claim_whose_lease_has_ended_passes_on_with_a_higher_fence(self, bench: StoreBench) -> None:
         if not bench.capabilities.claim:
             return
@@ -145,6 +182,20 @@ class AbilityLaws:
         assert second.fence > first.fence
         assert not await store.release(name, "me")
         assert (await store.claim(name, "me", lease=LONG)).owner == "you"
+
+    @law
+    async def test_a_claim_taken_anew_by_the_same_owner_has_a_higher_fence(self, bench: StoreBench) -> None:
+        """What was done under the ended lease is told apart from what is done under the new one."""
+        if not bench.capabilities.claim:
+            return
+        store, name = _claims(bench), bench.id("lock")
+        first = await store.claim(name, "me", lease=bench.lease)
+        await bench.lease_ends()
+        again = await store.claim(name, "me", lease=LONG)
+        assert again.owner == "me"
+        assert again.fence > first.fence
+        await store.release(name, "me")
+        assert (await store.claim(name, "me", lease=LONG)).fence > again.fence
 
     @law
     async def test_a_released_claim_is_free(self, bench: StoreBench) -> None:

@@ -31,11 +31,14 @@ class StoreBench(Bench):
         self.quiet = quiet
         self.lease = lease
         self.prefix = f"kit-{uuid4().hex[:12]}-"
+        self.asker: str | None = None
+        """Where the results made from now on are to be sent, if the store sends them: to the machine made last."""
 
     def store(self) -> ResultStore:
         """One more machine."""
         made = self._make()
         self.close_after(made.close)
+        self.asker = made.reply_to
         return made
 
     @property
@@ -46,7 +49,7 @@ class StoreBench(Bench):
         return self.prefix + name
 
     def result(self, name: str, state: str = "SUCCESS", document: bytes = b"{}", **fields: Any) -> Result:
-        return Result(task_id=self.id(name), state=state, document=document, **fields)
+        return Result(task_id=self.id(name), state=state, document=document, reply_to=self.asker, **fields)
 
     def results(self, *names: str) -> list[Result]:
         return [self.result(name, document=name.encode()) for name in names]

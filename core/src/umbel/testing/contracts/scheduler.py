@@ -65,6 +65,11 @@ class SchedulerContract:
         return None
 
     @pytest.fixture
+    def restart(self) -> Callable[[], Awaitable[None]] | None:
+        """Kills the backend and starts it again with what it has kept. None: no way to, or it is declared not durable."""
+        return None
+
+    @pytest.fixture
     def bench(self, make_scheduler: Callable[[], Scheduler], clock: Clock | None) -> SchedulerBench:
         return SchedulerBench(
             make_scheduler, clock=clock, time_limit=self.time_limit, patience=self.patience, lease=self.lease
@@ -229,6 +234,18 @@ class SchedulerContract:
         await scheduler.close()
         if bench.capabilities.durable or bench.capabilities.shared:
             assert list(await bench.scheduler().load()) == [bench.entry("1")]
+
+    @law
+    async def test_entries_and_runs_outlive_the_backend(
+        self, bench: SchedulerBench, restart: Callable[[], Awaitable[None]] | None
+    ) -> None:
+        if restart is None or not bench.capabilities.durable:
+            return
+        scheduler, ran = bench.scheduler(), bench.entry("1", last_due=10.0, next_due=20.0, total_runs=1)
+        await scheduler.upsert([bench.entry("1", next_due=10.0)])
+        assert await scheduler.mark([ran], fence=(await scheduler.lead("me", lease=LONG)).fence)
+        await restart()
+        assert list(await bench.scheduler().load()) == [ran]
 
     @law
     async def test_cancelled_calls_can_be_repeated(self, bench: SchedulerBench) -> None:

@@ -30,6 +30,8 @@ class SerializerContract:
 
     values: st.SearchStrategy[Any] = PLAIN
     """What must come back equal. A serializer that carries more says so here."""
+    examples: int = 150
+    """How many values and pieces of nonsense each law tries."""
 
     @pytest.fixture
     def serializer(self, make_serializer: Callable[[], Serializer]) -> Serializer:
@@ -44,7 +46,7 @@ class SerializerContract:
         assert isinstance(serializer.safe, bool)
 
     def test_what_went_in_comes_out(self, serializer: Serializer) -> None:
-        @thorough
+        @thorough(self.examples)
         @given(self.values)
         def check(value: Any) -> None:
             data = serializer.dumps(value)
@@ -103,7 +105,7 @@ class SerializerContract:
         if not serializer.safe:
             return  # to read what a stranger wrote would run it
 
-        @thorough
+        @thorough(self.examples)
         @given(st.binary() | st.text().map(str.encode))
         def check(data: bytes) -> None:
             with suppress(DecodeError):
@@ -115,7 +117,7 @@ class SerializerContract:
         if not serializer.safe:
             return  # damage can make it run anything
 
-        @thorough
+        @thorough(self.examples)
         @given(damaged(self.values.map(serializer.dumps)))
         def check(data: bytes) -> None:
             with suppress(DecodeError):

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from itertools import count
-from typing import TypeVar, cast
+from typing import cast
 
 import attrs
 import pytest
@@ -16,20 +16,20 @@ from umbel.capabilities import TransportCapabilities
 from umbel.errors import BrokerUnavailable
 from umbel.model import QueueSpec
 from umbel.ports.transport import BlockingPublisher, Broadcaster, Credit, Transport
-from umbel.testing.contracts.bench import TURNS, Belongings, closing, interrupt, law
+from umbel.testing.contracts.bench import Belongings, closing, interrupt, law
 from umbel.testing.contracts.transport_bench import LONG, TransportBench, ack, ids, in_threads
 from umbel.testing.contracts.transport_delivery import DeliveryLaws
+from umbel.testing.contracts.transport_exchanges import ExchangeLaws
 from umbel.testing.contracts.transport_flow import FlowLaws
+from umbel.testing.contracts.transport_session import SessionLaws, next_of
 
-T = TypeVar("T")
 
-
-class TransportContract(DeliveryLaws, FlowLaws):
+class TransportContract(DeliveryLaws, FlowLaws, ExchangeLaws, SessionLaws):
     """Subclass it and give the fixture ``make_transport``: a callable that makes an instance on one and the same broker.
 
     Laws use queues with names of their own, so one broker may serve all tests; what they leave behind, the factory's
     fixture removes. Fit the kit to a slow broker with the class attributes of ``TransportLaws``; give the fixtures
-    ``clock``, ``unreachable`` and ``sever`` where the driver allows.
+    ``clock``, ``unreachable``, ``sever`` and ``restart`` where the driver allows.
     """
 
     # --- identity -------------------------------------------------------------------------------
@@ -47,75 +47,6 @@ class TransportContract(DeliveryLaws, FlowLaws):
         assert isinstance(transport, BlockingPublisher) == declared.blocking_publish
         assert declared.max_delay >= 0
         assert 1 <= declared.priority_levels <= 10
-
-    # --- deadlines and cancellation -------------------------------------------------------------
-
-    @law
-    async def test_publish_past_its_deadline_raises(
-        self, bench: TransportBench, unreachable: Callable[[], Transport] | None
-    ) -> None:
-        transport = bench.transport() if unreachable is None else unreachable()
-        bench.close_after(transport.close)
-        begun = time.monotonic()
-        try:
-            await transport.publish([bench.message("1")], timeout=0.0 if unreachable is None else 0.3)
-        except BrokerUnavailable:
-            pass
-        else:
-            assert unreachable is None, "publish returned although no broker has taken the message"
-        assert time.monotonic() - begun < 2.0, "publish outlasts its deadline"
-
-    @law
-    async def test_a_cancelled_publish_harms_nobody(self, bench: TransportBench) -> None:
-        transport = bench.transport()
-        for turn in TURNS:
-            await interrupt(transport.publish([bench.message(f"cut{turn}")], timeout=bench.patience), turn)
-            await bench.send(transport, f"whole{turn}")
-        await asyncio.sleep(bench.quiet)
-        ready = (await bench.depth(transport)).ready
-        got = ids(await bench.take(transport, ready))
-        assert len(set(got)) == len(got), "a cancelled publish arrived twice"
-        assert [name for name in got if name.startswith("whole")] == [f"whole{turn}" for turn in TURNS]
-
-    @law
-    async def test_a_cancelled_consumer_keeps_nothing(self, bench: TransportBench) -> None:
-        transport, other = bench.transport(), bench.transport()
-        acked: list[str] = []
-        for turn in TURNS:
-            await bench.send(transport, f"{turn}")
-            credit = Credit(1)
-            async with closing(transport.consume([bench.queue], credit=credit, lease=LONG)) as stream:
-                batch = await interrupt(_next(stream), turn) or []
-                assert credit.out == len(batch), "credit was taken for what was not handed out"
-            assert all(await transport.settle([ack(delivery) for delivery in batch]))
-            acked += ids(batch)
-        rest = await bench.take(other, len(TURNS) - len(acked))
-        assert sorted(acked + ids(rest), key=int) == [str(turn) for turn in TURNS]
-        if bench.capabilities.delivery_count:
-            assert {delivery.count for delivery in rest} <= {1}, "what was never yielded was counted"
-
-    @law
-    async def test_a_cancelled_settlement_can_be_repeated(self, bench: TransportBench) -> None:
-        transport = bench.transport()
-        await bench.send(transport, *(str(turn) for turn in TURNS))
-        for turn, delivery in enumerate(await bench.take(transport, len(TURNS))):
-            await interrupt(transport.settle([ack(delivery)]), turn)
-            await transport.settle([ack(delivery)])
-        depth = await bench.depth(transport)
-        assert (depth.ready, depth.leased) == (0, 0)
-
-    @law
-    async def test_a_consumer_that_is_closed_gives_back_what_it_had_not_handed_out(self, bench: TransportBench) -> None:
-        transport, other = bench.transport(), bench.transport()
-        names = [str(n) for n in range(50)]
-        await bench.send(transport, *names)
-        credit = Credit(50)
-        async with closing(transport.consume([bench.queue], credit=credit, lease=LONG)) as stream:
-            batch = await anext(stream)
-        assert credit.out == len(batch)
-        rest = await bench.take(other, 50 - len(batch)) if len(batch) < 50 else []
-        assert sorted(ids([*batch, *rest]), key=int) == names
-        assert {delivery.count for delivery in rest} <= {1}
 
     # --- the end --------------------------------------------------------------------------------
 
@@ -177,9 +108,12 @@ class TransportContract(DeliveryLaws, FlowLaws):
             lambda: transport.depth([bench.queue]),
             lambda: transport.peek(bench.queue),
         ]
+        if bench.capabilities.broadcast:
+            speaker = cast("Broadcaster", transport)
+            calls += [lambda: speaker.broadcast(bench.queue, b""), lambda: anext(speaker.subscribe(bench.queue))]
         for call in calls:
             with pytest.raises(BrokerUnavailable):
-                await call()
+                await bench.soon(call(), "an error")
 
     # --- leaks ----------------------------------------------------------------------------------
 
@@ -198,7 +132,7 @@ class TransportContract(DeliveryLaws, FlowLaws):
         if bench.capabilities.broadcast:
             await transport.broadcast(bench.queue, b"x")  # type: ignore[attr-defined]  # a Broadcaster, as it declares
             async with closing(cast("Broadcaster", transport).subscribe(bench.queue)) as stream:
-                await interrupt(_next(stream), 20)
+                await interrupt(next_of(stream), 20)
         await transport.close()
 
     async def _leaks(self, bench: TransportBench, kind: str) -> None:
@@ -279,10 +213,6 @@ class TransportContract(DeliveryLaws, FlowLaws):
 
 TEST = "kit.test"
 """Routing key of broadcasts that only find out whether somebody listens yet."""
-
-
-async def _next(stream: AsyncIterator[T]) -> T:
-    return await anext(stream)
 
 
 async def _hear(stream: AsyncIterator[tuple[str, bytes]], heard: list[tuple[str, bytes]]) -> None:

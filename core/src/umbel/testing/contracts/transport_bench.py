@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 
 from umbel.capabilities import TransportCapabilities
-from umbel.model import Action, Delivery, Message, QueueSpec, Settlement
+from umbel.model import Action, Delivery, Message, QueueSpec, Settlement, evolve, without_route
 from umbel.ports.clock import Clock
 from umbel.ports.transport import Credit, QueueDepth, Transport
 from umbel.testing.contracts.bench import Bench, closing
@@ -148,6 +148,11 @@ class TransportLaws:
         return None
 
     @pytest.fixture
+    def restart(self) -> Callable[[], Awaitable[None]] | None:
+        """Kills the broker and starts it again with what it has kept. None: there is no way to, or it is declared not durable."""
+        return None
+
+    @pytest.fixture
     def bench(self, make_transport: Callable[[], Transport], clock: Clock | None) -> TransportBench:
         return TransportBench(
             make_transport,
@@ -161,6 +166,11 @@ class TransportLaws:
 
 def ids(deliveries: Sequence[Delivery]) -> list[str]:
     return [delivery.message.id for delivery in deliveries]
+
+
+def unrouted(message: Message) -> Message:
+    """``message`` without the way it came, which a broker may tell in its properties."""
+    return evolve(message, properties=without_route(message.properties))
 
 
 def ack(delivery: Delivery) -> Settlement:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -15,10 +14,20 @@ from umbel.model import (
     HEADER_DEAD_QUEUE,
     Message,
     dead_letter_queue,
+    evolve,
 )
 from umbel.ports.transport import Credit, Transport
 from umbel.testing.contracts.bench import closing, law
-from umbel.testing.contracts.transport_bench import LONG, TransportBench, TransportLaws, ack, dead, ids, requeue
+from umbel.testing.contracts.transport_bench import (
+    LONG,
+    TransportBench,
+    TransportLaws,
+    ack,
+    dead,
+    ids,
+    requeue,
+    unrouted,
+)
 
 HEADERS = {
     "id": "6f4d",
@@ -33,7 +42,7 @@ HEADERS = {
     "ünï 🌸": True,
     "blob": b"\x00\x01\xfe\xff",
 }
-PROPERTIES = {"correlation_id": "6f4d", "reply_to": "ü", "delivery_mode": 2, "expiration": None, "exchange": ""}
+PROPERTIES = {"correlation_id": "6f4d", "reply_to": "ü", "delivery_mode": 2}
 
 
 class DeliveryLaws(TransportLaws):
@@ -51,11 +60,11 @@ class DeliveryLaws(TransportLaws):
             content_type="application/x-kit",
             content_encoding="binary",
             priority=3,
-            properties=PROPERTIES,
+            properties={**PROPERTIES, "exchange": ""},
         )
         await bench.publish(transport, sent)
         (delivery,) = await bench.take(bench.transport())
-        assert delivery.message == sent
+        assert unrouted(delivery.message) == unrouted(sent)
         assert (delivery.queue, delivery.count, delivery.starts) == (bench.queue, 1, 0)
 
     @law
@@ -63,7 +72,7 @@ class DeliveryLaws(TransportLaws):
         transport, sent = bench.transport(), Message(queue=bench.queue, body=b"protocol 1")
         await bench.publish(transport, sent)
         (delivery,) = await bench.take(transport)
-        assert delivery.message == sent
+        assert unrouted(delivery.message) == sent
 
     @pytest.mark.parametrize("size", [0, 1, 65_537, 10_000_000])
     @law
@@ -103,8 +112,22 @@ class DeliveryLaws(TransportLaws):
     async def test_a_publish_to_an_unknown_queue_creates_it(self, bench: TransportBench) -> None:
         transport = bench.transport()
         await bench.send(transport, "1")
-        assert bench.queue in await transport.depth()
+        listed = await transport.depth()
+        assert not listed or bench.queue in listed, "a broker that can list its queues lists this one"
         assert ids(await bench.take(transport)) == ["1"]
+
+    @law
+    async def test_an_empty_name_of_a_queue_is_kept_or_refused(self, bench: TransportBench) -> None:
+        transport, name = bench.transport(), bench.queue
+        try:
+            await bench.publish(transport, evolve(bench.message(name), queue=""))
+        except PublishRefused:
+            await bench.send(transport, name)
+            assert ids(await bench.take(transport)) == [name], "goes on after what it refused"
+            return
+        (delivery,) = await bench.take(transport, queues=[""])
+        assert (delivery.queue, delivery.message.id) == ("", name)
+        assert await bench.sole_settled(transport, ack(delivery))
 
     @law
     async def test_nothing_published_is_nothing_done(self, bench: TransportBench) -> None:
@@ -130,13 +153,6 @@ class DeliveryLaws(TransportLaws):
             if bench.capabilities.confirm:
                 assert (await bench.depth(other)).ready == number
         assert ids(await bench.take(other, 5)) == ["1", "2", "3", "4", "5"]
-
-    @law
-    async def test_what_was_accepted_outlives_its_connection(self, bench: TransportBench) -> None:
-        sender = bench.transport()
-        await bench.send(sender, "1", "2")
-        await sender.close()
-        assert ids(await bench.take(bench.transport(), 2)) == ["1", "2"]
 
     @law
     async def test_thousands_of_messages_are_delivered_once_each(self, bench: TransportBench) -> None:
@@ -182,7 +198,7 @@ class DeliveryLaws(TransportLaws):
             await bench.take_nothing(second)
             await first.close()
         (again,) = await bench.take(second)
-        assert again.message == delivery.message
+        assert unrouted(again.message) == unrouted(delivery.message)
 
     @law
     async def test_a_consumer_that_waits_gets_what_anothers_lease_gives_up(self, bench: TransportBench) -> None:
@@ -196,32 +212,6 @@ class DeliveryLaws(TransportLaws):
         if not bench.capabilities.renewable_lease:
             await first.close()
         assert ids(await waiting) == ["1"]
-
-    @law
-    async def test_what_a_closed_transport_held_is_delivered_to_another(self, bench: TransportBench) -> None:
-        first, second = bench.transport(), bench.transport()
-        await bench.send(first, "1", "2")
-        await bench.take(first, 2, lease=bench.lease)
-        await first.close()
-        if bench.capabilities.renewable_lease:  # a driver may leave it leased, for the next session to settle
-            await bench.lease_ends()
-        assert sorted(ids(await bench.take(second, 2))) == ["1", "2"]
-
-    @law
-    async def test_a_lost_connection_loses_no_message(
-        self, bench: TransportBench, sever: Callable[[Transport], Awaitable[None]] | None
-    ) -> None:
-        first, second = bench.transport(), bench.transport()
-        await bench.send(first, "1")
-        await bench.take(first, lease=bench.lease)
-        if sever is None:
-            await bench.take_nothing(second)
-        else:
-            await sever(first)
-        await bench.lease_ends()
-        if sever is None and not bench.capabilities.renewable_lease:
-            await first.close()
-        assert ids(await bench.take(second)) == ["1"]
 
     @law
     async def test_an_acknowledged_delivery_never_comes_again(self, bench: TransportBench) -> None:

@@ -13,7 +13,7 @@ from umbel.errors import NotSupported, PublishRefused
 from umbel.model import Delivery, QueueSpec, evolve
 from umbel.ports.transport import Credit
 from umbel.testing.contracts.bench import closing, law
-from umbel.testing.contracts.transport_bench import LONG, TransportBench, TransportLaws, ack, ids, requeue
+from umbel.testing.contracts.transport_bench import LONG, TransportBench, TransportLaws, ack, ids, requeue, unrouted
 
 YEAR = 365 * 86_400.0
 
@@ -189,7 +189,7 @@ class FlowLaws(TransportLaws):
         assert (depth.ready, depth.delayed, depth.leased) == (0, 1, 0)
         await bench.lease_ends()
         (again,) = await bench.take(transport)
-        assert (again.message, again.count) == (delivery.message, 2)
+        assert (unrouted(again.message), again.count) == (unrouted(delivery.message), 2)
 
     # --- queues ---------------------------------------------------------------------------------
 
@@ -218,14 +218,16 @@ class FlowLaws(TransportLaws):
     @law
     async def test_peek_takes_nothing(self, bench: TransportBench) -> None:
         transport = bench.transport()
-        sent = [bench.message(str(n), properties={"n": n}) for n in range(5)]
+        sent = [bench.message(str(n), properties={"correlation_id": str(n)}) for n in range(5)]
         await bench.publish(transport, *sent)
-        assert list(await transport.peek(bench.queue)) == sent
-        assert list(await transport.peek(bench.queue, limit=2)) == sent[:2]
-        assert list(await transport.peek(bench.queue, limit=2, offset=4)) == sent[4:]
+        assert list(map(unrouted, await transport.peek(bench.queue))) == sent
+        assert list(map(unrouted, await transport.peek(bench.queue, limit=2))) == sent[:2]
+        assert list(map(unrouted, await transport.peek(bench.queue, limit=2, offset=4))) == sent[4:]
         assert (await bench.depth(transport)).ready == 5
         got = await bench.take(transport, 5)
-        assert [(delivery.message, delivery.count) for delivery in got] == [(message, 1) for message in sent]
+        assert [unrouted(delivery.message) for delivery in got] == sent
+        if bench.capabilities.delivery_count:
+            assert {delivery.count for delivery in got} == {1}, "a look counts as a handing-out"
         assert list(await transport.peek(bench.queue)) == []
 
     @law
@@ -246,7 +248,6 @@ class FlowLaws(TransportLaws):
     async def test_declaring_a_queue_again_changes_nothing(self, bench: TransportBench) -> None:
         transport, spec = bench.transport(), QueueSpec(name=bench.queue)
         await transport.declare([spec])
-        assert bench.queue in await transport.depth()
         await bench.send(transport, "1")
         await transport.declare([spec])
         await bench.transport().declare([spec, QueueSpec(name=f"{bench.queue}-other")])
