@@ -32,6 +32,7 @@ from umbel.errors import (
     EncodeError,
     NotSupported,
     PublishRefused,
+    ResultRefused,
     ResultStoreUnavailable,
 )
 from umbel.model import (
@@ -51,6 +52,7 @@ from umbel.model import (
 from umbel.ports.clock import Clock
 from umbel.ports.compressor import Compressor
 from umbel.ports.pool import Executor, Pool, PoolContext
+from umbel.ports.pool import Running as RunningJob
 from umbel.ports.result_store import ResultStore
 from umbel.ports.serializer import Serializer
 from umbel.ports.transport import BlockingPublisher, Broadcaster, Credit, QueueDepth, Transport
@@ -179,6 +181,8 @@ class Broker:
             start_marks=True,
             broadcast=True,
         )
+        self.bound = False
+        """What is handed out is held as long as the session lives, under no lease."""
         self.down = False
         """Every call raises ``BrokerUnavailable``; what is leased stays leased."""
         self.silent = False
@@ -233,6 +237,15 @@ class Broker:
             entry.count += bool(hide)
             entry.leased, entry.hidden_until = bool(hide), time.time() + hide if hide else 0.0
 
+    def sever(self) -> None:
+        """The session is lost, and with it all that was held by it alone: it is handed out again."""
+        with self.lock:
+            self.fail.append("poll")
+            for entry in self.entries if self.bound else ():
+                if entry.leased:
+                    entry.fence += 1
+                    entry.leased, entry.hidden_until = False, 0.0
+
     @property
     def empty(self) -> bool:
         """Whether nothing is left but dead letters."""
@@ -248,7 +261,8 @@ class Broker:
             for entry in ready[:limit]:
                 entry.count += 1
                 entry.fence += 1
-                entry.leased, entry.hidden_until = True, now + lease
+                entry.leased = True
+                entry.hidden_until = float("inf") if self.bound else now + lease
                 batch.append(
                     Delivery(
                         message=attrs.evolve(entry.message, headers=dict(entry.message.headers)),
@@ -256,7 +270,7 @@ class Broker:
                         token=(entry, entry.fence),
                         count=entry.count,
                         starts=entry.starts,
-                        leased_until=now + lease,
+                        leased_until=None if self.bound else now + lease,
                     )
                 )
             return batch
@@ -426,6 +440,7 @@ class Shelf:
         self.down = False
         self.tries = 0
         """Puts, carried out or not."""
+        self.refuse: Callable[[Result], bool] = lambda _: False
 
     def document(self, task_id: str) -> dict[str, Any]:
         document: dict[str, Any] = json.loads(self.records[task_id].document)
@@ -451,6 +466,8 @@ class FakeStore(ResultStore):
         self.shelf.tries += 1
         await self._check()
         for result in results:
+            if self.shelf.refuse(result):
+                raise ResultRefused(f"a document of {len(result.document)} bytes is too large")
             self.shelf.history.append((result.task_id, result.state))
             known = self.shelf.records.get(result.task_id)
             if known is None or known.state not in FINAL_STATES:
@@ -489,13 +506,14 @@ class FakePool(Pool):
     def __init__(self, *, inline: bool, fakes: Fakes) -> None:
         super().__init__()
         self.capabilities = PoolCapabilities(
-            main_thread=inline, hard_limit=True, soft_limit=True, cancel_running=True, recycle=True
+            main_thread=inline, hard_limit=True, soft_limit=True, cancel_running=True, recycle=True, resize=not inline
         )
         self.fakes = fakes
         self.inline = inline
         self.lock = threading.RLock()
         self.waiting: OrderedDict[int, Job] = OrderedDict()
-        self.running: OrderedDict[int, Job] = OrderedDict()
+        self.busy: OrderedDict[int, Job] = OrderedDict()
+        self.since: dict[int, float] = {}
         self.submitted: list[Job] = []
         self.reserve = fakes.reserve
         self.overfilled = False
@@ -518,7 +536,7 @@ class FakePool(Pool):
     @property
     def free(self) -> int:
         with self.lock:
-            return self.context.concurrency + self.reserve - len(self.waiting) - len(self.running)
+            return self.context.concurrency + self.reserve - len(self.waiting) - len(self.busy)
 
     def submit(self, jobs: Sequence[Job]) -> None:
         with self.lock:
@@ -531,9 +549,10 @@ class FakePool(Pool):
             self._promote()
 
     def _promote(self) -> None:
-        while not self.inline and self.waiting and len(self.running) < self.context.concurrency:
+        while not self.inline and self.waiting and len(self.busy) < self.context.concurrency:
             job_id, job = self.waiting.popitem(last=False)
-            self.running[job_id] = job
+            self.since[job_id] = time.monotonic()
+            self.busy[job_id] = job
 
     async def completions(self) -> AsyncIterator[Sequence[Completion]]:
         while (end := await self._ends.get()) is not None:
@@ -543,7 +562,7 @@ class FakePool(Pool):
         """A job is over. From any thread; False if it was over before."""
         completion = Completion(job_id=job.id, ending=ending, detail=detail, payload=payload)
         with self.lock:
-            if self.waiting.pop(job.id, None) is None and self.running.pop(job.id, None) is None:
+            if self.waiting.pop(job.id, None) is None and self.busy.pop(job.id, None) is None:
                 return False
             self._promote()
             self._loop.call_soon_threadsafe(self._ends.put_nowait, completion)
@@ -562,7 +581,7 @@ class FakePool(Pool):
 
         def found() -> Job | None:
             with self.lock:
-                jobs = [*self.running.values(), *self.waiting.values()]
+                jobs = [*self.busy.values(), *self.waiting.values()]
             return next((job for job in jobs if Message.from_plain(job.payload[1]).id == task_id), None)
 
         return cast("Job", eventually(found))
@@ -571,7 +590,8 @@ class FakePool(Pool):
         while (job_id := self._work.get()) is not None:
             with self.lock:
                 if (job := self.waiting.pop(job_id, None)) is not None:
-                    self.running[job_id] = job
+                    self.since[job_id] = time.monotonic()
+                    self.busy[job_id] = job
             if job is not None:
                 self.run(job)
         close_runner(self.executor)
@@ -583,21 +603,27 @@ class FakePool(Pool):
     async def cancel(self, job_id: int, *, force: bool) -> bool:
         if (job := self.waiting.get(job_id)) is not None:
             return self.end(job, Ending.RETURNED)
-        return (job := self.running.get(job_id)) is not None and self.end(job, Ending.CANCELLED)
+        return (job := self.busy.get(job_id)) is not None and self.end(job, Ending.CANCELLED)
 
     async def resize(self, concurrency: int) -> None:
-        raise NotSupported("the fake pool keeps its size")
+        with self.lock:
+            self.context = attrs.evolve(self.context, concurrency=concurrency)
+            self._promote()
+
+    def running(self) -> Mapping[int, RunningJob]:
+        with self.lock:
+            return {job_id: RunningJob(since=self.since[job_id], pid=4711) for job_id in self.busy}
 
     def _busy(self) -> bool:
         with self.lock:  # then the end of what has just left is under way
-            return bool(self.running)
+            return bool(self.busy)
 
     async def stop(self, *, timeout: float) -> None:
         await self.recall()
         self._deadline = min(self._deadline, time.monotonic() + timeout)
         while self._busy() and time.monotonic() < self._deadline:  # noqa: ASYNC110  # a test's own thread changes it
             await asyncio.sleep(0.002)
-        for job in list(self.running.values()):
+        for job in list(self.busy.values()):
             self.end(job, Ending.CANCELLED)
         self._work.put(None)
         self._loop.call_soon(self._ends.put_nowait, None)

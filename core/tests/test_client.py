@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from umbel import Umbel, hookimpl
-from umbel.errors import BrokerUnavailable, EncodeError, PublishRefused
-from umbel.model import Message
+from umbel.errors import BrokerUnavailable, EncodeError, NotSupported, PublishRefused
+from umbel.model import Message, evolve
 from umbel.ports.clock import VirtualClock
 from umbel.task import CallOptions
 
 from .conftest import MakeApp
-from .fakes import Fakes
+from .fakes import Fakes, FakeStore
 
 NOW = 1_700_000_000.0
 
@@ -104,6 +104,7 @@ def test_links_and_the_rest_of_a_chain_ride_in_the_body(app: Umbel, fakes: Fakes
 def test_every_option_of_a_call_is_tested_here() -> None:
     tested = {name for options, _ in HEADERS for name in options}
     tested |= {"queue", "priority", "serializer", "reply_to", "timeout", "link", "link_error", "chain", "chord"}
+    tested |= {"exchange", "routing_key"}
     assert tested == CallOptions.__annotations__.keys()
 
 
@@ -271,3 +272,43 @@ def test_listeners_hear_of_a_publish_before_it_and_after_it_and_one_that_raises_
     with pytest.raises(PublishRefused):
         task.delay(1)
     assert listener.heard[4:] == [("before", 1)]
+
+
+def test_a_call_may_go_to_an_exchange(make_app: MakeApp, fakes: Fakes) -> None:
+    fakes.broker.capabilities = evolve(fakes.broker.capabilities, exchanges=True)
+    app = make_app({"queues.mail.exchange": "post"}, clock=VirtualClock(NOW))
+    app.task(name="shop.add")(add)
+    properties = send(app, fakes, exchange="post", routing_key="a.b").properties
+    assert (properties["exchange"], properties["routing_key"]) == ("post", "a.b")
+    assert send(app, fakes, exchange="post").properties["routing_key"] == ""
+    assert not send(app, fakes, queue="mail").properties.keys() & {"exchange", "routing_key"}
+    with pytest.raises(ValueError, match="routing_key says nothing without exchange"):
+        send(app, fakes, routing_key="a.b")
+
+
+def test_what_a_broker_without_exchanges_is_asked_for_is_refused_by_name(make_app: MakeApp, fakes: Fakes) -> None:
+    app = make_app({"queues.mail.exchange": "post"})
+    task = app.task(name="shop.add")(add)
+    with pytest.raises(
+        NotSupported, match=r"\[queues.mail\] exchange = 'post', and the broker of \[broker\] url has no exch"
+    ):
+        task.delay(1)
+    with pytest.raises(NotSupported, match=r"\[queues.mail\] exchange"):
+        app.worker()
+    with pytest.raises(NotSupported, match="exchange='post'"):
+        make_app().send_task("shop.add", exchange="post")
+
+
+def test_a_store_that_wants_replies_names_where(app: Umbel, fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = [send(app, fakes).properties["reply_to"] for _ in range(2)]
+    assert first[0] == first[1]
+    app.close()
+    monkeypatch.setattr(FakeStore, "reply_to", "inbox")
+    assert send(app, fakes).properties["reply_to"] == "inbox"
+    assert send(app, fakes, reply_to="elsewhere").properties["reply_to"] == "elsewhere"
+
+
+def test_without_a_store_a_reply_has_an_address_all_the_same(make_app: MakeApp, fakes: Fakes) -> None:
+    app = make_app({"results.url": "disabled"})
+    app.task(name="shop.add")(add)
+    assert send(app, fakes).properties["reply_to"]

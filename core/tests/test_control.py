@@ -64,7 +64,7 @@ def test_active_shows_what_is_held_even_of_strangers(run: Running, fakes: Fakes)
 def test_a_task_is_revoked_from_afar(run: Running) -> None:
     assert request(run, "revoke", task_id="a") == {"w1@here": {"ok": "tasks a flagged as revoked"}}
     request(run, "revoke", task_id=["b", "c"])
-    assert list(run.worker.revoked) == ["a", "b", "c"]
+    assert list(run.worker.operations.revoked) == ["a", "b", "c"]
     run.worker.app.tasks["shop.job"].apply_async(task_id="b")
     with pytest.raises(TaskRevoked):
         run.worker.app.result("b").get(5)
@@ -96,9 +96,9 @@ def test_an_unknown_command_and_one_that_fails_are_answered_with_an_error(run: R
 def test_only_who_is_addressed_obeys(run: Running, addressing: dict[str, Any], answers: bool) -> None:
     say(run, json.dumps({"method": "revoke", "arguments": {"task_id": "t"}, **addressing}).encode())
     if answers:
-        eventually(lambda: "t" in run.worker.revoked)
+        eventually(lambda: "t" in run.worker.operations.revoked)
     else:
-        assert never(lambda: "t" in run.worker.revoked)
+        assert never(lambda: "t" in run.worker.operations.revoked)
 
 
 @pytest.mark.parametrize(

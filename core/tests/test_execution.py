@@ -24,7 +24,7 @@ from umbel.errors import (
     UnknownTask,
     WorkerLost,
 )
-from umbel.model import Message, Outcome, State, Verdict
+from umbel.model import Message, Outcome, Result, State, Verdict
 from umbel.ports.clock import VirtualClock
 from umbel.protocol import exception_from_plain
 from umbel.task import Request, Task, current_request
@@ -471,6 +471,20 @@ def test_what_has_no_id_is_told_and_not_stored(app: Umbel, bench: Bench) -> None
     assert (outcome.verdict, outcome.results) == (Verdict.UNREADABLE, ())
 
 
+@pytest.mark.parametrize(
+    ("changes", "verdict"),
+    [({"task": "shop.unknown"}, Verdict.UNKNOWN_TASK), ({"chord": {"task": "shop.job"}}, Verdict.UNREADABLE)],
+)
+def test_a_protocol_1_message_that_is_refused_leaves_a_result_for_who_waits(
+    app: Umbel, bench: Bench, changes: dict[str, Any], verdict: Verdict
+) -> None:
+    app.task(name="shop.job")(raiser(AssertionError("called")))
+    body = {"id": "old", "task": "shop.job", "args": [], "kwargs": {}, **changes}
+    outcome = bench.run(Message(queue="default", body=json.dumps(body).encode()))
+    assert (outcome.verdict, outcome.task_id, outcome.task) == (verdict, "old", body["task"])
+    assert (document(outcome)["status"], document(outcome)["task_id"]) == ("FAILURE", "old")
+
+
 def test_a_protocol_1_message_is_run(app: Umbel, bench: Bench) -> None:
     app.task(name="shop.pair")(pair)
     body = json.dumps({"task": "shop.pair", "id": "old", "args": [1, 2], "kwargs": {}}).encode()
@@ -840,3 +854,51 @@ def test_exceptions_that_a_worker_stored_are_raised_where_they_are_waited_for(ma
         fakes.shelf.records[outcome.task_id] = outcome.results[0]
         with pytest.raises((type(exc), TaskFailed)):
             app.result(outcome.task_id).get(1)
+
+
+# --- replies --------------------------------------------------------------------------------------
+
+
+def test_every_result_says_who_asked(app: Umbel, bench: Bench, fakes: Fakes) -> None:
+    @app.task(name="shop.ends", bind=True, track_started=True, retry_delay=0)
+    def ends(self: Any, how: str) -> None:
+        self.update_state("PROGRESS", 1)
+        if how == "retry":
+            raise self.retry()
+        if how == "fail":
+            raise ValueError
+
+    for how, state in (("", "SUCCESS"), ("retry", "RETRY"), ("fail", "FAILURE")):
+        message = bench.message(ends, how, reply_to="me")
+        (result,) = bench.run(attrs.evolve(message, properties={**message.properties, "correlation_id": "c"})).results
+        assert (result.state, result.reply_to, result.correlation_id) == (state, "me", "c")
+        passing = fakes.shelf.records[message.id]
+        assert (passing.state, passing.reply_to, passing.correlation_id) == ("PROGRESS", "me", "c")
+    lost = bench.run(bench.message(ends, "", reply_to="me"), Verdict.LOST.value, 3, "signal 9")
+    assert [r.reply_to for r in lost.results] == ["me"]
+    unreadable = bench.run(attrs.evolve(bench.message(ends, "", reply_to="me"), body=b"{"))
+    assert [r.reply_to for r in unreadable.results] == ["me"]
+    assert Result.from_plain(lost.results[0].to_plain()).reply_to == "me"
+
+
+def test_the_rest_of_a_chain_replies_to_who_sent_it(app: Umbel, bench: Bench) -> None:
+    add = app.task(name="shop.add")(lambda *args: sum(args))
+    fail = app.task(name="shop.fail")(raiser(ValueError()))
+    own = add.s(2).set(task_id="own", reply_to="other").to_plain()
+    rest = [add.s(1).set(task_id="rest").to_plain(), own]
+    outcome = bench(add, 1, chain=rest, reply_to="me")
+    assert [m.properties["reply_to"] for m in outcome.follow_ups] == ["other"]
+    failed = bench(fail, chain=rest, reply_to="me")
+    assert {r.task_id: r.reply_to for r in failed.results[1:]} == {"rest": "me", "own": "other"}
+    assert [m.properties["reply_to"] for m in bench(add, 1, chain=rest[:1], reply_to="me").follow_ups] == ["me"]
+
+
+def test_what_a_child_sends_replies_to_its_parents_store(app: Umbel) -> None:
+    sent: list[Any] = []
+    make_executor(
+        lambda verb, payload: sent.extend(payload[0]), app=None, token=id(app), pid=-1, hostname="h", command_line={},
+        file=None, reply_to="parent",
+    )  # fmt: skip
+    app.task(name="shop.job")(lambda: 1).delay()
+    assert [Message.from_plain(plain).properties["reply_to"] for plain in sent] == ["parent"]
+    app._gateway = None

@@ -55,6 +55,13 @@ def test_an_attribute_of_a_module(write: Write) -> None:
     assert find_app("shop_c:other").name == "other"
 
 
+def test_an_attribute_of_an_attribute(write: Write) -> None:
+    write("shop_g.py", APP + "class config:\n    celery = Umbel('deep')\n")
+    assert find_app("shop_g:config.celery").name == "deep"
+    with pytest.raises(UmbelError, match=r"'shop_g:config\.none\.celery' is not there"):
+        find_app("shop_g:config.none.celery")
+
+
 def test_a_module_with_no_app_or_several_says_what_to_do(write: Write) -> None:
     write("shop_d.py", "x = 1\n")
     with pytest.raises(UmbelError, match="module 'shop_d' holds no Umbel app"):

@@ -236,15 +236,20 @@ HEADERS = {
 
 
 def test_a_retry_is_the_same_message_with_one_retry_more(app: Umbel) -> None:
+    came_by = {"exchange": "post", "routing_key": "letters.eu"}
     message = Message(
-        queue="default", headers=HEADERS, body=b"[[1], {}, {}]", priority=4, properties={"correlation_id": "me"}
+        queue="default",
+        headers=HEADERS,
+        body=b"[[1], {}, {}]",
+        priority=4,
+        properties={"correlation_id": "me", **came_by},
     )
     invocation = read_invocation(HEADERS, [[1], {}, {}])
     again = followups.retry_message(message, invocation, "came.from", 1.7e9, app)
     assert (again.queue, again.due, again.body, again.priority) == ("came.from", 1.7e9, message.body, 4)
     changed = {"retries": 2, "eta": "2023-11-14T22:13:20+00:00", "parent_id": "me"}
     assert again.headers == {**HEADERS, **changed}
-    assert again.properties == message.properties
+    assert again.properties == {"correlation_id": "me"}, "not to every queue of the exchange"
     assert followups.retry_message(message, invocation, "q", None, app).headers["eta"] is None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -19,7 +19,7 @@ from umbel.errors import (
     ResultTimeout,
 )
 from umbel.gateway import Gateway, LocalGateway, UplinkGateway
-from umbel.model import Message, Result
+from umbel.model import Message, QueueSpec, Result, evolve
 from umbel.ports.clock import SystemClock
 from umbel.runtime import LoopThread
 
@@ -44,7 +44,7 @@ def shelf() -> Shelf:
 @pytest.fixture
 def gateway(broker: Broker, shelf: Shelf) -> Iterator[LocalGateway]:
     clock = SystemClock()
-    made = LocalGateway(LoopThread(), lambda: FakeTransport(broker, clock), lambda: FakeStore(shelf, clock))
+    made = LocalGateway(LoopThread(), lambda: FakeTransport(broker, clock), lambda: FakeStore(shelf, clock), {})
     yield made
     broker.stall_close = False
     made.close()
@@ -178,7 +178,7 @@ def test_a_driver_whose_close_fails_does_no_harm(
 
 @pytest.fixture
 def blocking(broker: Broker) -> Iterator[LocalGateway]:
-    made = LocalGateway(LoopThread(), lambda: BlockingTransport(broker, SystemClock()), None)
+    made = LocalGateway(LoopThread(), lambda: BlockingTransport(broker, SystemClock()), None, {})
     yield made
     made.close()
 
@@ -216,6 +216,59 @@ def test_a_session_that_never_needed_the_loop_is_closed_all_the_same(blocking: L
     assert broker.closed == 1
 
 
+# --- queues as the settings describe them ---------------------------------------------------------
+
+QUEUES = {
+    "q": QueueSpec(name="q", type="quorum"),
+    "mail": QueueSpec(name="mail", exchange="post"),
+    "copy": QueueSpec(name="copy", exchange="post", exchange_type="fanout"),
+    "other": QueueSpec(name="other", max_priority=5),
+}
+
+
+@pytest.mark.parametrize("cls", [FakeTransport, BlockingTransport])
+def test_a_queue_is_declared_once_a_session_before_its_first_message(broker: Broker, cls: type[FakeTransport]) -> None:
+    broker.capabilities = evolve(broker.capabilities, exchanges=True)
+    gateway = LocalGateway(LoopThread(), lambda: cls(broker, SystemClock()), None, QUEUES)
+    to_exchange = evolve(MESSAGE, queue="any", properties={"exchange": "post", "routing_key": "x"})
+    try:
+        for message in (MESSAGE, MESSAGE, to_exchange, to_exchange, evolve(MESSAGE, queue="unknown")):
+            gateway.publish([message], 5)
+        assert [spec.name for spec in broker.declared] == ["q", "mail", "copy"]
+        assert [verb for verb, _ in broker.log][:4] == ["declare", "publish", "publish", "declare"]
+        broker.fail += ["publish"] * 2  # a blocking publish is tried again on the same session first
+        gateway.publish([MESSAGE], 5)
+        assert {spec.name for spec in broker.declared[3:]} == {"q"}
+    finally:
+        gateway.close()
+
+
+def test_a_queue_that_cannot_be_declared_refuses_its_own_messages_only(broker: Broker) -> None:
+    class Strict(FakeTransport):
+        async def declare(self, queues: Sequence[QueueSpec]) -> None:
+            raise PublishRefused(f"queue {queues[0].name!r} exists with other properties")
+
+    gateway = LocalGateway(LoopThread(), lambda: Strict(broker, SystemClock()), None, QUEUES)
+    try:
+        with pytest.raises(PublishRefused, match="queue 'q' exists with other properties"):
+            gateway.publish([MESSAGE], 5)
+        gateway.publish([evolve(MESSAGE, queue="unknown")], 5)
+        assert broker.messages("q") == []
+    finally:
+        gateway.close()
+
+
+@pytest.mark.parametrize("cls", [FakeTransport, BlockingTransport])
+def test_a_broker_without_exchanges_is_sent_none(broker: Broker, cls: type[FakeTransport]) -> None:
+    gateway = LocalGateway(LoopThread(), lambda: cls(broker, SystemClock()), None, {})
+    try:
+        with pytest.raises(NotSupported, match="task 't' is sent with exchange='post', and the broker"):
+            gateway.publish([evolve(MESSAGE, properties={"exchange": "post"})], 5)
+        assert broker.log == []
+    finally:
+        gateway.close()
+
+
 # --- results --------------------------------------------------------------------------------------
 
 
@@ -231,7 +284,7 @@ def test_a_store_that_is_down_is_an_error(gateway: LocalGateway, shelf: Shelf) -
 
 
 def test_without_a_result_store_every_look_says_so(broker: Broker) -> None:
-    gateway = LocalGateway(LoopThread(), lambda: FakeTransport(broker, SystemClock()), None)
+    gateway = LocalGateway(LoopThread(), lambda: FakeTransport(broker, SystemClock()), None, {})
     assert not gateway.has_store
     try:
         for ask in (lambda: gateway.get(["x"]), lambda: gateway.wait("x", 1), lambda: gateway.forget(["x"])):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from umbel import Umbel, hookimpl
 from umbel.errors import TaskRevoked, UnknownTask, WorkerLost
 from umbel.model import Action, Delivery, Ending, Message
-from umbel.protocol import exception_from_plain, make_headers
+from umbel.protocol import exception_from_plain, format_time, make_headers
 from umbel.task import Task
 
 from .conftest import MakeApp
@@ -54,7 +55,7 @@ def test_no_more_is_claimed_than_the_pool_asks_for(job: Task[..., Any], fakes: F
     job.map_delay([()] * 30)
     with running(job.app, fakes) as run:
         for number in range(1, 31):
-            fakes.pool.run(eventually(lambda: next(iter(fakes.pool.running.values()), None)))
+            fakes.pool.run(eventually(lambda: next(iter(fakes.pool.busy.values()), None)))
             eventually(lambda settled=number: len(fakes.broker.settlements) == settled)
         eventually(lambda: run.worker.intake.credit.out == 0)
     assert not fakes.pool.overfilled
@@ -79,8 +80,8 @@ def test_the_settings_bound_what_is_claimed(make_app: MakeApp, fakes: Fakes) -> 
     task = app.task(name="shop.job")(lambda: 1)
     task.map_delay([()] * 10)
     with running(app, fakes):
-        eventually(lambda: len(fakes.pool.running) == 2)
-        assert never(lambda: len(fakes.pool.running) > 2)
+        eventually(lambda: len(fakes.pool.busy) == 2)
+        assert never(lambda: len(fakes.pool.busy) > 2)
     assert fakes.broker.most_out == 2
 
 
@@ -187,8 +188,8 @@ def test_redelivered_messages_trickle_each_start_recorded_before_it(job: Task[..
         started = {ids for call in fakes.broker.calls("start") for ids in call}
         assert started == {Message.from_plain(j.payload[1]).id for j in fakes.pool.submitted}
         for number in range(1, 7):
-            fakes.pool.run(eventually(lambda: next(iter(fakes.pool.running.values()), None)))
-            assert len(fakes.pool.running) + len(fakes.pool.waiting) <= 2
+            fakes.pool.run(eventually(lambda: next(iter(fakes.pool.busy.values()), None)))
+            assert len(fakes.pool.busy) + len(fakes.pool.waiting) <= 2
             eventually(lambda settled=number: len(fakes.broker.settlements) == settled)
     assert len(fakes.pool.submitted) == 6
 
@@ -286,6 +287,25 @@ def test_a_message_that_has_used_up_its_starts_elsewhere_is_not_started_again(
     assert len(fakes.broker.messages("errors")) == 1
 
 
+def test_a_second_message_on_its_last_start_is_left_to_other_workers(make_app: MakeApp, fakes: Fakes) -> None:
+    app = make_app({**MANUAL, "worker.concurrency": 3})
+    job = app.task(name="shop.job")(lambda: 1)
+    for name in ("k1", "k2"):
+        redelivered(fakes, job, name, count=2, starts=1)
+    redelivered(fakes, job, "other", count=1)
+    with running(app, fakes):
+        first = eventually(lambda: next((j for j in fakes.pool.busy.values() if "k" in j.payload[1][1]["id"]), None))
+        fakes.pool.job("other")
+        eventually(lambda: fakes.broker.settlements)
+        (back,) = fakes.broker.settlements
+        assert (back.action, back.counted, back.delay) == (Action.REQUEUE, False, 1.0)
+        assert {back.delivery.message.id, first.payload[1][1]["id"]} == {"k1", "k2"}
+        assert len(fakes.pool.busy) == 2
+        fakes.pool.run(first)
+        fakes.pool.run(fakes.pool.job(back.delivery.message.id))
+    assert fakes.shelf.state("k1") == fakes.shelf.state("k2") == "SUCCESS"
+
+
 def test_what_a_killed_worker_merely_held_is_not_blamed(job: Task[..., Any], fakes: Fakes) -> None:
     redelivered(fakes, job, "held", count=9, starts=0)
     with running(job.app, fakes):
@@ -335,7 +355,7 @@ def test_an_expired_task_is_revoked_and_told_to_its_errbacks(app: Umbel, fakes: 
 
 def test_a_revoked_task_is_not_run(job: Task[..., Any], fakes: Fakes) -> None:
     with running(job.app, fakes) as run:
-        run.worker.app.runtime.loop.call_soon_threadsafe(run.worker.revoke, ["r"])
+        run.worker.app.runtime.loop.call_soon_threadsafe(run.worker.operations.revoke, ["r"])
         job.apply_async(task_id="r")
         with pytest.raises(TaskRevoked):
             job.app.result("r").get(5)
@@ -354,7 +374,7 @@ def test_revoking_with_terminate_ends_what_runs_and_what_waits(
             job.apply_async(task_id=name)
             fakes.pool.job(name)
         chosen = "a" if started else "c"
-        run.worker.app.runtime.loop.call_soon_threadsafe(lambda: run.worker.revoke([chosen], terminate=True))
+        run.worker.app.runtime.loop.call_soon_threadsafe(lambda: run.worker.operations.revoke([chosen], terminate=True))
         with pytest.raises(TaskRevoked):
             job.app.result(chosen).get(5)
         eventually(lambda: [m.id for m in fakes.broker.messages()] == [n for n in "abc" if n != chosen])
@@ -363,12 +383,12 @@ def test_revoking_with_terminate_ends_what_runs_and_what_waits(
 def test_revoked_ids_are_remembered_within_a_bound(
     job: Task[..., Any], fakes: Fakes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from umbel.worker import worker
+    from umbel.worker import operations
 
-    monkeypatch.setattr(worker, "_REVOKED_KEPT", 3)
+    monkeypatch.setattr(operations, "_REVOKED_KEPT", 3)
     with running(job.app, fakes) as run:
-        run.worker.revoke([str(n) for n in range(10)])
-        assert list(run.worker.revoked) == ["7", "8", "9"]
+        run.worker.operations.revoke([str(n) for n in range(10)])
+        assert list(run.worker.operations.revoked) == ["7", "8", "9"]
 
 
 def test_a_rate_limit_returns_what_comes_too_soon_until_its_slot(make_app: MakeApp, fakes: Fakes) -> None:
@@ -385,9 +405,55 @@ def test_a_rate_limit_returns_what_comes_too_soon_until_its_slot(make_app: MakeA
     assert len(back) < 8
 
 
+def eta_message(fakes: Fakes, seconds: float, *, protocol_1: bool) -> Message:
+    """What another program sends that leaves it to the worker to keep the time."""
+    eta = format_time(time.time() + seconds)
+    if protocol_1:
+        body = json.dumps({"task": "shop.job", "id": "t", "args": [], "kwargs": {}, "eta": eta, "utc": True}).encode()
+        return Message(queue="default", headers={}, body=body)
+    headers = {**make_headers("shop.job", "t"), "eta": eta}
+    return Message(queue="default", headers=headers, body=b"[[], {}, {}]")
+
+
+@pytest.mark.parametrize("protocol_1", [False, True])
+def test_an_eta_is_kept_by_the_broker_whoever_sent_it(app: Umbel, fakes: Fakes, protocol_1: bool) -> None:
+    app.task(name="shop.job")(time.time)
+    message = eta_message(fakes, 0.4, protocol_1=protocol_1)
+    sent = time.time()
+    fakes.broker.add(message)
+    with running(app, fakes):
+        assert app.result("t").get(5) >= sent + 0.35
+        eventually(lambda: fakes.broker.empty)
+    back, end = fakes.broker.settlements
+    assert (back.action, back.counted, end.action) == (Action.REQUEUE, False, Action.ACK)
+    assert 0.2 < back.delay <= 0.4
+    assert end.delivery.count == 1
+
+
+@pytest.mark.parametrize("protocol_1", [False, True])
+def test_an_eta_that_is_as_good_as_reached_costs_no_way_back(app: Umbel, fakes: Fakes, protocol_1: bool) -> None:
+    app.task(name="shop.job")(lambda: 1)
+    message = eta_message(fakes, 0.0, protocol_1=protocol_1)
+    fakes.broker.add(message)
+    with running(app, fakes):
+        assert app.result("t").get(5) == 1
+    assert [s.action for s in fakes.broker.settlements] == [Action.ACK]
+
+
+def test_a_delay_is_never_longer_than_the_broker_keeps(make_app: MakeApp, fakes: Fakes) -> None:
+    fakes.broker.capabilities = attrs.evolve(fakes.broker.capabilities, max_delay=100.0)
+    app = make_app()
+    app.task(name="shop.job")(lambda: 1)
+    fakes.broker.add(eta_message(fakes, 1000, protocol_1=False))
+    with running(app, fakes):
+        eventually(lambda: fakes.broker.settlements)
+    assert fakes.broker.settlements[0].delay == 100.0
+
+
 @pytest.mark.parametrize(
     "headers",
-    [{"timelimit": ["x", 1]}, {"timelimit": [-1, None]}, {"timelimit": "xx"}, {"timelimit": [float("nan"), True]},
+    [{"eta": "soon"}, {"eta": [1]}, {"timelimit": ["x", 1]}, {"timelimit": [-1, None]},
+     {"timelimit": "xx"}, {"timelimit": [float("nan"), True]},
      {"expires": "soon"}, {"expires": [1]}, {"group": b"\xff"}, {"parent_id": {}}, {"retries": "x"},
      {"ignore_result": "x"}, {"root_id": b"\xff", "group": b"\xff", "expires": "soon"}, {"compression": ["x"]}],
 )  # fmt: skip

@@ -24,7 +24,7 @@ def test_what_is_no_rate_says_how_to_write_one(text: str) -> None:
 
 
 def test_the_settings_and_the_decorator_know_the_same_rates() -> None:
-    from umbel.settings.schema import parse_rate as settings_rate
+    from umbel.settings.units import parse_rate as settings_rate
 
     for text in ("10/s", "100/m", "5/h", "2/d", "0.5/s"):
         assert parse_rate(text) == settings_rate(text)

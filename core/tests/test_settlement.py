@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from umbel.task import Task
 from umbel.worker import settlement as settlement_module
 
 from .conftest import MakeApp
-from .fakes import Fakes, eventually, running
+from .fakes import Fakes, FakeTransport, eventually, running
 
 MANUAL = {"worker.pool": "manual"}
 
@@ -81,9 +82,9 @@ def test_ends_are_settled_in_batches(make_app: MakeApp, fakes: Fakes) -> None:
     task = app.task(name="shop.job")(lambda: 1)
     task.map_delay([()] * 20)
     with running(app, fakes):
-        eventually(lambda: len(fakes.pool.running) == 20)
+        eventually(lambda: len(fakes.pool.busy) == 20)
         fakes.shelf.down = True
-        for one in list(fakes.pool.running.values()):
+        for one in list(fakes.pool.busy.values()):
             fakes.pool.run(one)
         eventually(lambda: fakes.shelf.tries >= 2)
         fakes.shelf.down = False
@@ -390,7 +391,7 @@ def test_when_even_the_conclusion_is_lost_the_failure_is_stored_all_the_same(
     with running(app, fakes):
         task.apply_async(task_id="a")
         fakes.pool.end(fakes.pool.job("a"), Ending.LOST, "signal 11")
-        eventually(lambda: [j for j in fakes.pool.running.values() if j.payload[0] == "lost"])
+        eventually(lambda: [j for j in fakes.pool.busy.values() if j.payload[0] == "lost"])
         fakes.pool.end(fakes.pool.job("a"), ending, "signal 9")
         eventually(lambda: fakes.broker.messages("default.dead"))
     assert isinstance(raised(fakes, "a"), WorkerLost)
@@ -402,11 +403,15 @@ def test_a_conclusion_that_is_given_back_is_written_by_the_next_worker(make_app:
     with running(app, fakes):
         task.apply_async(task_id="a")
         fakes.pool.end(fakes.pool.job("a"), Ending.LOST, "signal 11")
-        eventually(lambda: [j for j in fakes.pool.running.values() if j.payload[0] == "lost"])
+        eventually(lambda: [j for j in fakes.pool.busy.values() if j.payload[0] == "lost"])
         fakes.pool.end(fakes.pool.job("a"), Ending.RETURNED)
         eventually(lambda: actions(fakes, "a") == [Action.REQUEUE])
+        assert fakes.broker.settlements[0].counted, "the start that ended in the loss stays in the counts"
         if fakes.shelf.records:
             raise AssertionError("a result was stored of a task that goes back to its queue")
+        fakes.pool.run(fakes.pool.job("a"))
+        eventually(lambda: fakes.broker.messages("default.dead"))
+    assert [job.payload[0] for job in fakes.pool.submitted] == ["run", "lost", "lost"]
 
 
 def test_an_early_task_whose_process_is_lost_fails_and_is_not_run_again(make_app: MakeApp, fakes: Fakes) -> None:
@@ -434,6 +439,60 @@ def test_an_early_task_that_was_not_started_before_the_stop_is_not_lost(make_app
         run.stop()
         run.join()
     assert [m.id for m in fakes.broker.messages()] == ["waits"]
+
+
+# --- what the store refuses -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dead_letter", [False, True])
+def test_a_result_that_the_store_never_takes_fails_its_own_task_only(
+    make_app: MakeApp, fakes: Fakes, dead_letter: bool
+) -> None:
+    fakes.shelf.refuse = lambda result: b"large" in result.document and result.state == "SUCCESS"
+    app = make_app({**MANUAL, "worker.concurrency": 20})
+    task = app.task(name="shop.job", dead_letter=dead_letter)(lambda value: value)
+    with running(app, fakes):
+        for name, value in (("a", 1), ("b", "large"), ("c", 3)):
+            task.apply_async((value,), task_id=name, link=link())
+        eventually(lambda: len(fakes.pool.busy) == 3)
+        for job in list(fakes.pool.busy.values()):
+            fakes.pool.run(job)
+        eventually(lambda: not fakes.broker.messages())
+    assert [fakes.shelf.state(name) for name in "abc"] == ["SUCCESS", "FAILURE", "SUCCESS"]
+    assert "the result store" not in str(raised(fakes, "b"))
+    assert re.search(r"a document of \d+ bytes is too large", str(raised(fakes, "b")))
+    assert len(fakes.broker.messages("links")) == 3
+    assert actions(fakes, "b") == [Action.DEAD if dead_letter else Action.ACK]
+    (outcome,) = (outcome for settlement, outcome in fakes.settled if settlement.delivery.message.id == "b")
+    assert outcome.verdict is Verdict.FAILURE
+    assert outcome.detail.startswith("the result store refused the record SUCCESS: a document of")
+
+
+def test_a_store_that_takes_nothing_stops_nobody(make_app: MakeApp, fakes: Fakes) -> None:
+    fakes.shelf.refuse = lambda _: True
+    app = make_app()
+    task = app.task(name="shop.job")(lambda: 1)
+    with running(app, fakes):
+        for _ in range(3):
+            task.delay()
+        eventually(lambda: fakes.broker.empty)
+    assert fakes.shelf.records == {}
+    assert {s.action for s in fakes.broker.settlements} == {Action.ACK}
+
+
+def test_a_passing_state_that_is_refused_does_not_end_the_task(make_app: MakeApp, fakes: Fakes) -> None:
+    fakes.shelf.refuse = lambda result: result.state == "RETRY"
+    app = make_app()
+
+    @app.task(name="shop.job", bind=True, retry_delay=0)
+    def job(self: Any) -> int:
+        if not self.request.retries:
+            raise self.retry()
+        return 7
+
+    with running(app, fakes):
+        assert job.delay().get(5) == 7
+    assert [state for _, state in fakes.shelf.history] == ["SUCCESS"]
 
 
 # --- verdicts, as the broker sees them ------------------------------------------------------------
@@ -493,6 +552,26 @@ def test_listeners_hear_of_every_settlement_with_its_outcome(app: Umbel, fakes: 
         ((settlement, outcome),) = eventually(lambda: list(fakes.settled))
     assert (settlement.action, settlement.delivery.message.id) == (Action.ACK, "a")
     assert (outcome.verdict, outcome.task_id, outcome.task) == (Verdict.SUCCESS, "a", "shop.job")
+
+
+def test_a_renewal_that_finds_a_delivery_settled_by_us_takes_nothing_away(
+    job: Task[..., Any], fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(job.app, fakes) as run:
+        settle = FakeTransport.settle
+
+        async def settle_with_a_renewal_in_between(self: FakeTransport, settlements: Any) -> Any:
+            told = await settle(self, settlements)
+            for held in run.worker.settlement.held.values():
+                held.lost = True  # what the renewal does where the broker knows the lease no more
+            return told
+
+        monkeypatch.setattr(FakeTransport, "settle", settle_with_a_renewal_in_between)
+        job.apply_async(task_id="a")
+        fakes.pool.run(fakes.pool.job("a"))
+        ((_, outcome),) = eventually(lambda: list(fakes.settled))
+        assert (outcome.verdict, outcome.task_id) == (Verdict.SUCCESS, "a")
+        assert (run.worker.settlement.totals, run.worker.settlement.stale) == ({"shop.job": 1}, 0)
 
 
 def test_without_a_result_store_work_is_settled_all_the_same(make_app: MakeApp, fakes: Fakes) -> None:

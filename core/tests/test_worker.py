@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -16,10 +18,11 @@ from umbel.errors import BrokerUnavailable, NotSupported, PluginError, SettingsE
 from umbel.gateway import UplinkGateway
 from umbel.model import Action, Delivery, Settlement
 from umbel.ports.step import Step
+from umbel.worker import intake as intake_module
 from umbel.worker.worker import Worker
 
 from .conftest import MakeApp
-from .fakes import FakePool, Fakes, Running, eventually, never, running
+from .fakes import FakePool, Fakes, FakeTransport, Running, eventually, never, running
 
 MANUAL = {"worker.pool": "manual"}
 
@@ -106,10 +109,15 @@ def test_queues_are_declared_as_the_settings_want_them_and_only_they_are_consume
     )
     task = app.task(name="shop.job")(lambda: 1)
     with running(app, fakes):
+        eventually(lambda: fakes.broker.declared)
         task.apply_async(queue="other")
         task.apply_async(queue="plain").get(5)
+    assert [spec.name for spec in fakes.broker.declared] == [
+        "mail",
+        "plain",
+        "other",
+    ]  # the last one at its first message
     declared = {spec.name: spec for spec in fakes.broker.declared}
-    assert declared.keys() == {"mail", "plain"}
     assert (declared["mail"].max_priority, declared["mail"].arguments) == (5, {"a": 1})
     assert len(fakes.broker.messages("other")) == 1
 
@@ -125,6 +133,50 @@ def test_a_pool_that_fails_at_start_makes_run_raise_with_everything_stopped(make
             app.worker().run()
         assert fakes.broker.closed == fakes.broker.sessions
         assert fakes.heard == []
+
+
+@pytest.mark.parametrize("pool", ["manual", "inline"])
+def test_a_worker_that_is_stopped_while_its_pool_starts_does_not_wait_for_it(
+    make_app: MakeApp, fakes: Fakes, monkeypatch: pytest.MonkeyPatch, pool: str
+) -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    async def start(self: FakePool, context: Any) -> None:
+        begun.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(FakePool, "start", start)
+    run = Running(make_app({"worker.pool": pool}))
+    run.thread.start()
+    assert begun.wait(5)
+    run.stop()
+    run.join()
+    assert (run.status, run.error, ended.is_set()) == (0, None, True)
+    assert fakes.heard == ["stopping", "stopped"]
+    assert fakes.broker.closed == fakes.broker.sessions
+
+
+def test_a_consumer_that_does_not_close_is_left_behind(
+    make_app: MakeApp, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def consume(self: FakeTransport, queues: Any, *, credit: Any, lease: float) -> AsyncIterator[Any]:
+        try:
+            yield ()
+            await asyncio.Event().wait()
+        finally:
+            await stuck.wait()
+
+    monkeypatch.setattr(FakeTransport, "consume", consume)
+    monkeypatch.setattr(intake_module, "_CLOSING", 0.05)
+    stuck = asyncio.Event()
+    with running(make_app(MANUAL), fakes) as run:
+        eventually(lambda: run.worker.intake.last_poll)
+        run.stop()
+        run.join()
+        assert run.status == 0
 
 
 def test_a_broker_that_cannot_be_reached_at_start_makes_run_raise_at_once(app: Umbel, fakes: Fakes) -> None:

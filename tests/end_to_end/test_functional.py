@@ -239,7 +239,7 @@ def test_tasks_send_tasks(site: Site) -> None:
     assert [site.app.result(child).get(timeout=10) for child in children] == list(range(5))
     record = parent.record()
     assert record is not None
-    assert record["children"] == [[[child, parent.id], None] for child in children]
+    assert record["children"] == [[[child, None], None] for child in children]
 
 
 def test_a_task_waits_for_the_task_it_sent(site: Site) -> None:

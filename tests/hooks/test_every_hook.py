@@ -94,12 +94,12 @@ class Heard:
         return NoEntries(url, clock=clock) if url.startswith("none://") else None
 
     @hookimpl
-    def umbel_make_serializer(self, name: str) -> None:
-        self.note("umbel_make_serializer", name=name)
+    def umbel_make_serializer(self, name: str, options: Any) -> None:
+        self.note("umbel_make_serializer", name=name, options=options)
 
     @hookimpl
-    def umbel_make_compressor(self, name: str) -> None:
-        self.note("umbel_make_compressor", name=name)
+    def umbel_make_compressor(self, name: str, options: Any) -> None:
+        self.note("umbel_make_compressor", name=name, options=options)
 
     @hookimpl(wrapper=True)
     def umbel_make_pool(self, name: str, options: Any) -> Iterator[None]:
@@ -155,6 +155,10 @@ class Heard:
         self.note("umbel_task_received", delivery=delivery)
 
     @hookimpl
+    def umbel_task_started(self, delivery: Any, started: float, pid: Any) -> None:
+        self.note("umbel_task_started", delivery=delivery, started=started, pid=pid)
+
+    @hookimpl
     def umbel_task_settled(self, settlement: Any, outcome: Any) -> None:
         self.note("umbel_task_settled", settlement=settlement, outcome=outcome)
 
@@ -207,8 +211,8 @@ def test_factories_are_asked_with_what_the_settings_say(story: tuple[Heard, Harn
         assert given["made"].clock is harness.clock
     assert heard.given["umbel_make_pool"]["name"] == "prefork"
     assert heard.given["umbel_make_pool"]["made"].name == "threads"
-    assert heard.given["umbel_make_serializer"] == {"name": "json"}
-    assert heard.given["umbel_make_compressor"] == {"name": "zlib"}
+    assert heard.given["umbel_make_serializer"] == {"name": "json", "options": {}}
+    assert heard.given["umbel_make_compressor"] == {"name": "zlib", "options": {}}
     assert heard.given["umbel_make_scheduler"] == {"url": "none://x", "options": {"a": 1}, "clock": harness.clock}
 
 
@@ -237,7 +241,8 @@ def test_a_task_is_told_of_at_each_stage_and_on_the_promised_thread(story: tuple
     way = heard.names[heard.names.index("begin") + 1 : heard.names.index("end")]
     sent, received = way.index("umbel_after_publish"), way.index("umbel_task_received")
     assert way.index("umbel_before_publish") < min(sent, received)
-    assert [name for name in way[received:] if not name.startswith(("umbel_after_publish", "umbel_make"))] == [
+    elsewhere = ("umbel_after_publish", "umbel_make", "umbel_task_started")  # on other threads: before or after
+    assert [name for name in way[received:] if not name.startswith(elsewhere)] == [
         "umbel_task_received", "umbel_before_task", "middleware", "umbel_after_task", "umbel_task_settled",
     ]  # fmt: skip
     given, threads = heard.given, heard.threads
@@ -246,9 +251,11 @@ def test_a_task_is_told_of_at_each_stage_and_on_the_promised_thread(story: tuple
         assert threads[hook] == threading.main_thread().name
     assert given["umbel_task_received"]["delivery"].message.id == task_id
     assert given["umbel_task_settled"]["settlement"].action is Action.ACK
+    assert way.index("umbel_task_received") < way.index("umbel_task_started") < way.index("umbel_task_settled")
+    assert given["umbel_task_started"]["delivery"] is given["umbel_task_received"]["delivery"]
     for hook in ("umbel_after_task", "umbel_task_settled"):
         assert (given[hook]["outcome"].verdict, given[hook]["outcome"].task_id) == (Verdict.SUCCESS, task_id)
-    for hook in ("umbel_task_received", "umbel_task_settled"):
+    for hook in ("umbel_task_received", "umbel_task_started", "umbel_task_settled"):
         assert threads[hook] == "umbel-io"
     for hook in ("umbel_before_task", "middleware", "umbel_after_task"):
         assert given[hook]["request"].id == task_id

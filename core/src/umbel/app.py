@@ -20,14 +20,15 @@ from umbel.canvas.signature import Signature
 from umbel.client import Client
 from umbel.codec import Codec
 from umbel.declare import Declare, DeclareBound, DeclaredOptions
-from umbel.errors import SettingsError, UmbelError
+from umbel.errors import NotSupported, SettingsError, UmbelError
 from umbel.gateway import Gateway, LocalGateway
 from umbel.model import TaskOptions
+from umbel.plugins.loader import importing
 from umbel.plugins.manager import PluginManager
 from umbel.ports.clock import Clock, SystemClock
 from umbel.registry import Registry
 from umbel.result import AsyncResult
-from umbel.routing import effective_options
+from umbel.routing import effective_options, queue_specs
 from umbel.runtime import LoopThread
 from umbel.shared import enrol, shared_task
 from umbel.task import AsyncTask, CallOptions, Request, Task
@@ -106,9 +107,10 @@ class Umbel:
         """The settings, and where each came from. Raises ``SettingsError`` with every problem at once."""
         with self._lock:
             if self._loaded is None:
-                from umbel.settings.sources import load  # reads TOML and brings cattrs: not at import
+                with importing():
+                    from umbel.settings.sources import load  # reads TOML and brings cattrs: not at import
 
-                self._loaded = load(**self._sources)
+                    self._loaded = load(**self._sources)
             return self._loaded
 
     @property
@@ -133,7 +135,7 @@ class Umbel:
         with self._lock:
             if self._plugins is None:
                 chosen = self.settings.plugins
-                manager = PluginManager(disabled=chosen.disable)
+                manager = PluginManager(disabled=chosen.disable, options=chosen.options, lock=self._lock)
                 for plugin in self._extra_plugins:
                     manager.register(plugin)
                 manager.load_hooks(chosen.hooks)
@@ -148,21 +150,25 @@ class Umbel:
     @property
     def codec(self) -> Codec:
         """For message bodies."""
+        if (codec := self._codec) is not None:
+            return codec
         with self._lock:
             if self._codec is None:
-                self._codec = Codec(self.plugins, self.settings.codec, self._lock)
+                self._codec = Codec(self.plugins, self.settings.codec)
             return self._codec
 
     @property
     def result_codec(self) -> Codec:
         """For result documents."""
+        if (result_codec := self._result_codec) is not None:
+            return result_codec
         with self._lock:
             if self._result_codec is None:
                 name = self.settings.results.serializer
                 chosen = attrs.evolve(
                     self.settings.codec, serializer=name, accept=(name,), compression=None, accept_compression=()
                 )
-                self._result_codec = Codec(self.plugins, chosen, self._lock)
+                self._result_codec = Codec(self.plugins, chosen)
             return self._result_codec
 
     @property
@@ -191,7 +197,8 @@ class Umbel:
         with self._lock:
             if self._gateway is None:
                 store = self.make_result_store if self.settings.results.url else None
-                self._gateway = LocalGateway(self.runtime, self.make_transport, store)
+                queues = queue_specs(self.settings.queues)
+                self._gateway = LocalGateway(self.runtime, self.make_transport, store, queues)
             return self._gateway
 
     def use_gateway(self, gateway: Gateway) -> None:
@@ -199,18 +206,23 @@ class Umbel:
         self._gateway = gateway
 
     def make_transport(self) -> Transport:
-        """A new transport as the settings want it. Raises ``PluginError``, ``SettingsError``."""
+        """A new transport as the settings want it. Raises ``PluginError``, ``SettingsError``, ``NotSupported``."""
         broker = self.settings.broker
-        with self._lock:
-            return self.plugins.make_transport(broker.url, broker.options, self.clock)
+        transport = self.plugins.make_transport(broker.url, broker.options, self.clock)
+        bound = next((name for name, queue in self.settings.queues.items() if queue.exchange), None)
+        if bound is not None and not transport.capabilities.exchanges:
+            raise NotSupported(
+                f"[queues.{bound}] exchange = {self.settings.queues[bound].exchange!r}, and the broker of [broker] url has no "
+                "exchanges: take the setting away, or take a broker that has them (amqp://)"
+            )
+        return transport
 
     def make_result_store(self) -> ResultStore:
         """A new result store as the settings want it. Raises ``PluginError``, ``SettingsError``."""
         results = self.settings.results
         if not results.url:
             raise SettingsError(['there is no result store: [results] url is "disabled"'])
-        with self._lock:
-            return self.plugins.make_result_store(results.url, results.options, self.clock)
+        return self.plugins.make_result_store(results.url, results.options, self.clock)
 
     def close(self) -> None:
         """Close connections and end the I/O loop. The app can be used again; it then connects anew."""
@@ -255,8 +267,8 @@ class Umbel:
         """Called in the child of a fork."""
         # The child of a fork shares its parent's sockets and files but none of its threads: leave them, start afresh.
         self._lock = threading.RLock()
-        for codec in filter(None, (self._codec, self._result_codec)):
-            codec.lock = self._lock
+        if self._plugins is not None:
+            self._plugins.lock = self._lock
         if isinstance(self._gateway, LocalGateway):
             self._gateway = None
         self._client = self._runtime = None

@@ -32,6 +32,8 @@ class TransportCapabilities:
     """``Delivery.count`` is exact; False: it is 1, or 2 for a redelivery."""
     start_marks: bool = False
     """``renew(…, starting=True)`` records durably that work begins, so that a crash is blamed on the right task."""
+    exchanges: bool = False
+    """Queues can be bound to named exchanges, and messages be published to them."""
     broadcast: bool = False
     """The driver is a ``Broadcaster`` too."""
     blocking_publish: bool = False

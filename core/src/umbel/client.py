@@ -29,7 +29,7 @@ class Client:
     def __init__(self, app: Umbel) -> None:
         self._app = app
         self._origin = protocol.origin()
-        self._reply_to = protocol.new_id()
+        self._reply_to: str | None = None
         self._before = app.plugins.observer("umbel_before_publish")
         self._after = app.plugins.observer("umbel_after_publish")
 
@@ -93,9 +93,13 @@ class Client:
             raise ValueError(f"priority is 0 to 9, higher is sooner; {priority!r} is not")
         properties: dict[str, Any] = {
             "correlation_id": task_id,
-            "reply_to": call.get("reply_to") or self._reply_to,
+            "reply_to": call.get("reply_to") or self._reply_to or self._own_reply_to(),
             "delivery_mode": 2,
         }
+        if exchange := call.get("exchange"):
+            properties |= {"exchange": exchange, "routing_key": call.get("routing_key") or ""}
+        elif "routing_key" in call:
+            raise ValueError("routing_key says nothing without exchange; to send to a queue, give queue")
         if expires is not None:
             properties["expiration"] = str(max(0, math.ceil((expires - now) * 1000)))
         return Message(
@@ -133,19 +137,26 @@ class Client:
             raise ValueError(f"{state} is how a task ends: return, or raise; update_state tells what happens before")
         if request.called_directly or not self._app.settings.results.url:
             return
-        self._app.gateway.put([self.state_record(request.id, state, meta)])
+        self._app.gateway.put([self.state_record(request.id, state, meta, request.message.properties)])
 
-    def state_record(self, task_id: str, state: str, meta: Any) -> Result:
-        """The record of a passing state. Raises ``EncodeError``."""
+    def state_record(self, task_id: str, state: str, meta: Any, properties: Mapping[str, Any]) -> Result:
+        """The record of a passing state; ``properties`` of the task's message. Raises ``EncodeError``."""
         encoded = self._app.result_codec.encode(protocol.result_document(task_id, state, meta))
         return Result(
             task_id=task_id,
+            reply_to=properties.get("reply_to"),
+            correlation_id=properties.get("correlation_id"),
             state=str(state),
             document=encoded.body,
             content_type=encoded.content_type,
             content_encoding=encoded.content_encoding,
             expires=self._app.settings.results.expires,
         )
+
+    def _own_reply_to(self) -> str:
+        """Not before the first message: in a fork server there is no gateway yet whose result store could be asked."""
+        self._reply_to = self._app.gateway.reply_to or protocol.new_id()
+        return self._reply_to
 
     def _deadline(self, timeout: float | None) -> float:
         return self._app.settings.broker.publish_timeout if timeout is None else timeout

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
@@ -45,18 +43,18 @@ class Encoded:
 class Codec:
     """Encodes and decodes bodies. Thread-safe; plugins are loaded on first use, only those that the settings name."""
 
-    def __init__(self, plugins: PluginManager, settings: CodecSettings, lock: AbstractContextManager[Any]) -> None:
-        """``lock``: held while a plugin is made, which registers it: the manager leaves that to its callers."""
+    def __init__(self, plugins: PluginManager, settings: CodecSettings) -> None:
         self._plugins = plugins
-        self.lock = lock
         self._settings = settings
         self._serializers: dict[str, Serializer] = {}
         self._compressors: dict[str, Compressor] = {}
+        self._accepted: dict[str, Serializer] | None = None
+        self._accepted_compression: dict[str, Compressor] | None = None
 
     def serializer(self, name: str) -> Serializer:
         """The serializer of that name. Raises ``PluginError``."""
         if (found := self._serializers.get(name)) is None:
-            with self.lock:
+            with self._plugins.lock:
                 if (found := self._serializers.get(name)) is None:
                     found = self._serializers[name] = self._plugins.make_serializer(name)
         return found
@@ -64,21 +62,28 @@ class Codec:
     def compressor(self, name: str) -> Compressor:
         """The compressor of that name. Raises ``PluginError``."""
         if (found := self._compressors.get(name)) is None:
-            with self.lock:
+            with self._plugins.lock:
                 if (found := self._compressors.get(name)) is None:
                     found = self._compressors[name] = self._plugins.make_compressor(name)
         return found
 
-    @cached_property
+    # Neither is a cached_property: its lock, on Python 3.11, could be held by another thread at a fork.
+
+    @property
     def accepted(self) -> dict[str, Serializer]:
         """Serializers that may read, by content type."""
-        return {s.content_type: s for s in map(self.serializer, self._settings.accept)}
+        if (accepted := self._accepted) is None:
+            accepted = self._accepted = {s.content_type: s for s in map(self.serializer, self._settings.accept)}
+        return accepted
 
-    @cached_property
+    @property
     def accepted_compression(self) -> dict[str, Compressor]:
         """Compressors that may read, by every value of the header that means them."""
-        names = dict.fromkeys((*self._settings.accept_compression, *filter(None, [self._settings.compression])))
-        return {word: c for c in map(self.compressor, names) for word in (c.encoding, c.name, *c.aliases)}
+        if (accepted := self._accepted_compression) is None:
+            names = dict.fromkeys((*self._settings.accept_compression, *filter(None, [self._settings.compression])))
+            accepted = {word: c for c in map(self.compressor, names) for word in (c.encoding, c.name, *c.aliases)}
+            self._accepted_compression = accepted
+        return accepted
 
     def encode(self, value: Any, *, serializer: str | None = None, compression: str | None = None) -> Encoded:
         """Serialise and compress. Raises ``EncodeError`` (also for a body that no worker would accept), ``PluginError``."""

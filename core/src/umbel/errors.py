@@ -71,6 +71,10 @@ class ResultStoreUnavailable(UmbelError):
     """The result store cannot be reached. Passing: worth another try."""
 
 
+class ResultRefused(UmbelError):
+    """The result store answered, and will never take this record (too large, a value it cannot hold). Permanent."""
+
+
 class EncodeError(UmbelError):
     """A value cannot be serialised. Raised at the call, before anything is sent."""
 

@@ -17,14 +17,16 @@ executing: set[str] = set()
 
 
 def find_app(reference: str) -> Umbel:
-    """Import the app named ``module``, ``module:attribute`` or ``file.py:attribute``.
+    """Import the app named ``module``, ``module:attribute`` (with dots for what is deeper) or ``file.py:attribute``.
 
     Without an attribute, the module must hold exactly one app, or one named ``app``. Raises ``UmbelError``.
     """
     place, _, attribute = reference.partition(":")
     module = _run_file(place) if place.endswith(".py") else import_module_or_explain(place, "-A/--app")
     if attribute:
-        found = getattr(module, attribute, None)
+        found = module
+        for part in attribute.split("."):
+            found = getattr(found, part, None)
         if not isinstance(found, Umbel):
             raise UmbelError(f"{reference!r} is {'not there' if found is None else 'not an Umbel app'}")
     else:

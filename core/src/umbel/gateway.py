@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from umbel.errors import BrokerUnavailable, NotSupported, PublishError, ResultTimeout
-from umbel.model import Message, Result
+from umbel.model import Message, QueueSpec, Result
 from umbel.ports.pool import Upcall
 from umbel.ports.result_store import ResultStore
 from umbel.ports.transport import BlockingPublisher, Transport
@@ -26,6 +26,11 @@ from umbel.runtime import LoopThread
 
 class Gateway(ABC):
     """Every operation comes in two forms: blocking, and awaitable (``a…``) on any event loop."""
+
+    @property
+    @abstractmethod
+    def reply_to(self) -> str | None:
+        """Where the result store wants results sent that this process asks for (``ResultStore.reply_to``)."""
 
     @abstractmethod
     def publish(self, messages: Sequence[Message], timeout: float) -> None:
@@ -68,10 +73,15 @@ class LocalGateway(Gateway):
         runtime: LoopThread,
         make_transport: Callable[[], Transport],
         make_store: Callable[[], ResultStore] | None,
+        queues: Mapping[str, QueueSpec],
     ) -> None:
+        """``queues``: what the settings describe, to be declared in each session before their first use."""
         self.runtime = runtime
         self._make_transport = make_transport
         self._make_store = make_store
+        self._specs = queues
+        self._declared: set[str] = set()
+        """Queues of the settings that the present session has declared."""
         self._transport: Transport | None = None
         self._store: ResultStore | None = None
         self._closing: set[asyncio.Task[None]] = set()
@@ -104,6 +114,10 @@ class LocalGateway(Gateway):
             return self._store
 
     @property
+    def reply_to(self) -> str | None:
+        return self.store.reply_to if self.has_store else None
+
+    @property
     def has_store(self) -> bool:
         return self._make_store is not None
 
@@ -113,6 +127,7 @@ class LocalGateway(Gateway):
         A session that does not close at once closes in the background: nobody's deadline waits for it.
         """
         if self._transport is broken:
+            self._declared = set()
             self._transport = None
             closing = asyncio.create_task(_close(broken), name="umbel-close")
             self._closing.add(closing)  # the loop keeps only weak references
@@ -121,6 +136,7 @@ class LocalGateway(Gateway):
 
     async def close_components(self) -> None:
         """Close transport and store."""
+        self._declared = set()
         transport, self._transport = self._transport, None
         store, self._store = self._store, None
         if transport is not None:
@@ -141,15 +157,46 @@ class LocalGateway(Gateway):
 
     # --- operations, on the I/O loop ---
 
+    def spec(self, queue: str) -> QueueSpec:
+        """A queue as the settings describe it."""
+        return self._specs.get(queue) or QueueSpec(name=queue)
+
+    async def describe(self, spec: QueueSpec) -> None:
+        """Declare one queue more, and keep to it in every session. Raises as ``declare``; then it is forgotten."""
+        await self.transport.declare([spec])
+        self._specs = {**self._specs, spec.name: spec}
+
+    async def declare(self, transport: Transport, queues: Sequence[str]) -> None:
+        """Declare ``queues`` as the settings describe them. Raises ``PublishRefused``, ``BrokerUnavailable``."""
+        await transport.declare([self.spec(name) for name in queues])
+        if transport is self._transport:
+            self._declared.update(name for name in queues if name in self._specs)
+
+    def _undeclared(self, messages: Sequence[Message]) -> list[str]:
+        """Queues of the settings that ``messages`` may reach, and that the present session has not declared."""
+        if len(self._declared) == len(self._specs):
+            return []
+        queues = {message.queue for message in messages}
+        exchanges = {message.properties.get("exchange") or "" for message in messages}
+        missing = [spec for spec in self._specs.values() if spec.name not in self._declared]
+        return [spec.name for spec in missing if spec.name in queues or spec.exchange in exchanges]
+
     async def do_publish(self, messages: Sequence[Message], timeout: float) -> None:
-        """Publish under one absolute deadline; a passing fault is tried again on a new session until then."""
+        """Publish under one absolute deadline; a passing fault is tried again on a new session until then.
+
+        Raises as ``Transport.publish``, ``PublishRefused`` also for a queue that is not as the settings describe it.
+        """
         deadline = time.monotonic() + timeout
         pause = 0.05
         while True:
             transport = self.transport
+            _check_exchanges(transport, messages)
             remaining = deadline - time.monotonic()
             try:
                 async with asyncio.timeout(remaining + 0.1):  # a driver bounds its own call; this bounds a driver's bug
+                    if queues := self._undeclared(messages):
+                        await self.declare(transport, queues)
+                        remaining = deadline - time.monotonic()
                     await transport.publish(messages, timeout=max(remaining, 0.001))
                 return
             except BrokerUnavailable:
@@ -188,7 +235,9 @@ class LocalGateway(Gateway):
 
     def publish(self, messages: Sequence[Message], timeout: float) -> None:
         transport = self.transport
-        if isinstance(transport, BlockingPublisher) and transport.capabilities.blocking_publish:
+        direct = transport.capabilities.blocking_publish and not self._undeclared(messages)
+        if direct and isinstance(transport, BlockingPublisher):
+            _check_exchanges(transport, messages)
             deadline = time.monotonic() + timeout
             try:
                 transport.publish_blocking(messages, timeout=timeout)
@@ -243,6 +292,17 @@ class LocalGateway(Gateway):
         raise PublishError(f"a child asked for {verb!r}, which this worker does not know")
 
 
+def _check_exchanges(transport: Transport, messages: Sequence[Message]) -> None:
+    if transport.capabilities.exchanges:
+        return
+    for message in messages:
+        if exchange := message.properties.get("exchange"):
+            raise NotSupported(
+                f"task {message.task!r} is sent with exchange={exchange!r}, and the broker of [broker] url has no exchanges: "
+                "send it to a queue, or take a broker that has them (amqp://)"
+            )
+
+
 async def _close(broken: Transport) -> None:
     try:
         await broken.close()
@@ -253,8 +313,14 @@ async def _close(broken: Transport) -> None:
 class UplinkGateway(Gateway):
     """Sends every operation to the parent worker. The awaitable forms wait in a thread."""
 
-    def __init__(self, upcall: Upcall) -> None:
+    def __init__(self, upcall: Upcall, reply_to: str | None = None) -> None:
+        """``reply_to``: the parent's, which waits for its children."""
         self._upcall = upcall
+        self._reply_to = reply_to
+
+    @property
+    def reply_to(self) -> str | None:
+        return self._reply_to
 
     def publish(self, messages: Sequence[Message], timeout: float) -> None:
         self._upcall("publish", ([m.to_plain() for m in messages], timeout))

@@ -50,12 +50,12 @@ def umbel_make_scheduler(url: str, options: Mapping[str, Any], clock: Clock) -> 
 
 
 @hookspec(firstresult=True)
-def umbel_make_serializer(name: str) -> Serializer | None:
+def umbel_make_serializer(name: str, options: Mapping[str, Any]) -> Serializer | None:
     """Make the serializer of that name. None: not mine."""
 
 
 @hookspec(firstresult=True)
-def umbel_make_compressor(name: str) -> Compressor | None:
+def umbel_make_compressor(name: str, options: Mapping[str, Any]) -> Compressor | None:
     """Make the compressor of that name. None: not mine."""
 
 
@@ -124,6 +124,15 @@ def umbel_worker_stopped(worker: Worker) -> None:
 @hookspec
 def umbel_task_received(delivery: Delivery) -> None:
     """A delivery has come in; nothing is decided yet."""
+
+
+@hookspec
+def umbel_task_started(delivery: Delivery, started: float, pid: int | None) -> None:
+    """Work on a delivery has begun at Unix time ``started`` in process ``pid`` (None: it had ended before it was seen).
+
+    Told within a tenth of a second, of short tasks just before their end is dealt with; always before
+    ``umbel_task_settled``, once for each delivery whose work has begun. Nothing is looked at if nobody listens.
+    """
 
 
 @hookspec

@@ -1,4 +1,4 @@
-"""Which options and which queue a task gets. Pure."""
+"""Which options and which queue a task gets, and what the queues are to be. Pure."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from umbel.model import TaskOptions
+from umbel.model import QueueSpec, TaskOptions
 
 if TYPE_CHECKING:
-    from umbel.settings.schema import TaskSettings
+    from umbel.settings.schema import QueueSettings, TaskSettings
 
 
 def effective_options(name: str, declared: TaskOptions, settings: Mapping[str, TaskSettings]) -> TaskOptions:
@@ -31,3 +31,8 @@ def effective_options(name: str, declared: TaskOptions, settings: Mapping[str, T
         if value is not None
     }
     return attrs.evolve(declared, **changes) if changes else declared
+
+
+def queue_specs(settings: Mapping[str, QueueSettings]) -> Mapping[str, QueueSpec]:
+    """The queues that ``[queues.…]`` describes, by name."""
+    return {name: QueueSpec(name=name, **attrs.asdict(queue, recurse=False)) for name, queue in settings.items()}

@@ -14,6 +14,7 @@ from attrs import evolve, field, frozen
 from umbel.canvas.signature import Signature
 from umbel.errors import MaxRetriesExceeded, Retry
 from umbel.model import Message, TaskOptions
+from umbel.plugins.loader import importing
 from umbel.protocol import Invocation
 from umbel.result import AsyncResult
 
@@ -28,6 +29,7 @@ class CallOptions(TypedDict, total=False):
     """What one call may say over the task's own options."""
 
     task_id: str
+    """The id under which it runs and its result is kept; else a new one."""
     countdown: float
     """Seconds from now before which it is not run."""
     eta: datetime
@@ -35,35 +37,61 @@ class CallOptions(TypedDict, total=False):
     expires: float | datetime
     """Seconds from now, or the moment, from which it is not run any more."""
     queue: str
+    """The queue to send it to."""
+    exchange: str
+    """A named exchange to send it to, instead of a queue (capability ``exchanges``)."""
+    routing_key: str
+    """With ``exchange``: the key by which its bindings choose the queues."""
     priority: int
+    """0 to 9, higher is sooner."""
     serializer: str
+    """Plugin that writes the message."""
     compression: str
+    """Plugin that compresses it; ``none``: no compression."""
     headers: Mapping[str, Any]
+    """Headers of the caller's own, seen as ``request.headers`` and kept by retries."""
     link: Any
     """Signatures to send with the result when it succeeds."""
     link_error: Any
     """Signatures to send with the task's id when it fails."""
     time_limit: float
+    """Seconds after which it is killed."""
     soft_time_limit: float
+    """Seconds after which ``SoftTimeLimitExceeded`` is raised in it."""
     ignore_result: bool | None
     """None: as the task on the worker says."""
     shadow: str
+    """Another name to show in monitoring."""
     argsrepr: str
+    """What monitoring shows instead of the positional arguments."""
     kwargsrepr: str
+    """What monitoring shows instead of the keyword arguments."""
     reply_to: str
+    """Where result stores that send replies are to send the result."""
     timeout: float
     """Seconds within which the broker must confirm."""
     root_id: str
+    """Id of the first task of the workflow; else that of the running task's, or its own."""
     parent_id: str
+    """Id of the task that sends it; else that of the running one."""
     group_id: str
+    """The group that it is a member of."""
     group_index: int
+    """Its place in that group."""
     chain: Sequence[Mapping[str, Any]]
+    """What runs after it, as plain signatures, in reverse."""
     chord: Mapping[str, Any]
+    """What runs when its whole group has ended, as a plain signature."""
     retries: int
+    """How often it has been retried."""
     replaced_task_nesting: int
+    """How often a task has been replaced on the way to it."""
     stamped_headers: Sequence[str]
+    """Names of the stamps."""
     stamps: Mapping[str, Any]
+    """Headers that the whole workflow carries."""
     origin: str
+    """Who sends it; else this process."""
 
 
 @frozen(kw_only=True, eq=False)
@@ -120,7 +148,7 @@ class Request:
     def delivery_info(self) -> Mapping[str, Any]:
         return {
             "exchange": self.message.properties.get("exchange", ""),
-            "routing_key": self.message.queue,
+            "routing_key": self.message.properties.get("routing_key", self.message.queue),
             "priority": self.message.priority,
             "redelivered": self.delivery_count > 1,
         }
@@ -179,6 +207,10 @@ class Task(Generic[P, R]):
     def forget_options(self) -> None:
         """The settings have changed: read them again at the next use."""
         self._options = None
+
+    def override(self, **changes: Any) -> None:
+        """Change options in this process, over the settings, until ``forget_options``. Raises ``TypeError``, ``ValueError``."""
+        self._options = evolve(self.options, **changes)
 
     @property
     def request(self) -> Request:
@@ -255,9 +287,7 @@ class Task(Generic[P, R]):
         """The message that a call would send. Raises ``EncodeError``."""
         kwargs = kwargs or {}
         if self.options.typed:
-            from umbel.typed import unstructure
-
-            what = f"an argument of task {self.name!r}"
+            unstructure, what = typing_of_tasks().unstructure, f"an argument of task {self.name!r}"
             args, kwargs = unstructure(list(args), what), unstructure(dict(kwargs), what)
         return self.app.client.message(self.name, args, kwargs, self.options, **options)
 
@@ -266,9 +296,7 @@ class Task(Generic[P, R]):
         return AsyncResult(task_id, self.app, self._structure_result if self.options.typed else None)
 
     def _structure_result(self, value: Any) -> R:
-        from umbel.typed import structure_result
-
-        result: R = structure_result(self.run, value)
+        result: R = typing_of_tasks().structure_result(self.run, value)
         return result
 
     # --- as a value ---
@@ -345,6 +373,13 @@ class AsyncTask(Task[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:  # type: ignore[override]  # the one difference
         result: Coroutine[Any, Any, R] = self.run(self, *args, **kwargs) if self.bind else self.run(*args, **kwargs)
         return result
+
+
+def typing_of_tasks() -> Any:
+    """The module ``umbel.typed``, imported on first use: it brings cattrs."""
+    with importing():
+        from umbel import typed
+    return typed
 
 
 def _batches(messages: Iterable[Message], size: int) -> Iterable[list[Message]]:

@@ -193,7 +193,9 @@ def bury(
         "umbel-dead-count": 3,
         **more.pop("headers", {}),
     }
-    message = Message(**{"queue": dead_letter_queue(queue), "headers": headers, "body": b"[[1, 2], {}, {}]", **more})
+    came_by = {"exchange": "post", "routing_key": "letters"}
+    fields = {"queue": dead_letter_queue(queue), "headers": headers, "body": b"[[1, 2], {}, {}]", "properties": came_by}
+    message = Message(**{**fields, **more})
     FakeTransport.queues.setdefault(dead_letter_queue(queue), []).append(message)
 
 

@@ -97,6 +97,7 @@ def test_replay_by_id(umbel: Any, dead: ModuleType) -> None:
     (message,) = dead.FakeTransport.queues["default"]
     assert (message.id, message.queue, message.body) == ("c", "default", b"[[1, 2], {}, {}]")
     assert message.headers == {"id": "c", "task": "mail.send", "lang": "py"}
+    assert message.properties == {}, "to its queue, not to the exchange that it came by"
     assert dead.waiting("default.dead") == ["a", "b", "d"]
     assert not dead.FakeTransport.leased
     assert not dead.FakeStore.records

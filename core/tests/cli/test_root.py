@@ -28,12 +28,12 @@ def all_commands() -> Iterator[tuple[str, click.Command]]:
             yield from ((f"{name} {below}", each) for below, each in command.commands.items())
 
 
-def install(folder: Path, name: str, target: str, source: str) -> None:
-    """Write a distribution ``name`` that offers the command ``extra``."""
+def install(folder: Path, name: str, target: str, source: str, command: str = "extra") -> None:
+    """Write a distribution ``name`` that offers the command ``extra``, or another."""
     info = folder / f"{name.replace('-', '_')}-2.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 2.0\n")
-    (info / "entry_points.txt").write_text(f"[umbel.commands]\nextra = {target}\n")
+    (info / "entry_points.txt").write_text(f"[umbel.commands]\n{command} = {target}\n")
     (folder / f"{target.partition(':')[0]}.py").write_text(dedent(source))
     loader.forget_installed()
 
@@ -253,3 +253,12 @@ def test_debugging_shows_tracebacks(umbel: Any, empty: Path, monkeypatch: pytest
 def test_connections_are_closed(umbel: Any, doubles: ModuleType) -> None:
     umbel("queues")
     assert doubles.FakeTransport.closed == 1
+
+
+def test_a_distribution_adds_to_a_group(umbel: Any, doubles: ModuleType, tmp_path: Path) -> None:
+    sys.path.insert(0, str(tmp_path))
+    install(tmp_path, "umbel-extra", "umbel_extra:command", EXTRA, "config.extra")
+    assert umbel("-A", "tasks", "config", "extra").stdout == "extra of tasks\n"
+    assert "extra" in umbel("config", "--help").stdout
+    assert "config.extra" not in umbel("--help").stdout
+    assert umbel("config.extra").exit_code == 2

@@ -173,7 +173,7 @@ def test_without_the_bundle_a_table_tells_what_is_ours(monkeypatch: pytest.Monke
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "metadata", absent)
-    assert {"redis", "amqp", "eventlet"} <= loader.first_party()
+    assert {"redis", "amqp", "celery"} <= loader.first_party()
 
 
 def test_a_name_of_another_kind_is_told_so(install: Install) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -293,6 +296,67 @@ def test_what_is_wrong_with_a_listener(
     assert names(plugins) == [LOADER]
 
 
+WITH_OPTIONS = """
+    from attrs import frozen
+    @frozen(kw_only=True)
+    class Options:
+        port: int
+        host: str = "here"
+    class Listener:
+        Options = Options
+        def __init__(self, *, options=None): self.options = options
+"""
+
+
+def test_a_listener_has_options_of_its_own(install: Install) -> None:
+    install("umbel-ear", {"umbel.hooks": {"ear": "umbel_ear:Listener"}}, {"umbel_ear": WITH_OPTIONS})
+    for given, told in (({"ear": {"port": "9"}}, (9, "here")), ({}, None)):
+        plugins = PluginManager(options=given)
+        plugins.load_hooks(["ear"])
+        options = dict(plugins.registered())["ear"].options  # type: ignore[attr-defined]  # the class above
+        assert (options and (options.port, options.host)) == told
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "sentence"),
+    [
+        (WITH_OPTIONS, {"part": 9}, r"\[plugins.options.ear\].*part is not a setting; did you mean port"),
+        (LISTENER, {"port": 9}, r"\[plugins.options.ear\] is given, but hook 'ear' \(umbel-ear 1.0\) takes no options"),
+        ("Listener = object()", {"port": 9}, r"takes no options"),
+    ],
+)
+def test_options_that_a_listener_does_not_take(
+    install: Install, source: str, options: dict[str, Any], sentence: str
+) -> None:
+    install("umbel-ear", {"umbel.hooks": {"ear": "umbel_ear:Listener"}}, {"umbel_ear": source})
+    plugins = PluginManager(options={"ear": options})
+    with pytest.raises(SettingsError, match=sentence):
+        plugins.load_hooks(["ear"])
+    assert names(plugins) == [LOADER]
+
+
+def test_a_serializer_has_options_of_its_own(install: Install) -> None:
+    source = """
+        from attrs import frozen
+        from umbel.ports.serializer import Serializer
+        @frozen
+        class Options:
+            key: str = "none"
+        class Signed(Serializer):
+            name, content_type, content_encoding = "signed", "application/data", "utf-8"
+            Options = Options
+            def __init__(self, *, options=None): self.key = (options or Options()).key
+            def dumps(self, value): return b""
+            def loads(self, data): return None
+    """
+    install("umbel-signed", {"umbel.serializers": {"signed": "umbel_signed:Signed"}}, {"umbel_signed": source})
+    for given, key in (({"signed": {"key": "k"}}, "k"), ({}, "none")):
+        made: Any = PluginManager(options=given).make_serializer("signed")
+        assert made.key == key
+    with pytest.raises(SettingsError, match=r"\[plugins.options.signed\].*kee is not a setting"):
+        PluginManager(options={"signed": {"kee": "k"}}).make_serializer("signed")
+
+
 # --- factories ---
 
 
@@ -547,3 +611,33 @@ def test_configure_names_who_failed_and_lets_settings_errors_through() -> None:
     plugins.register(strict, "strict")
     with pytest.raises(SettingsError, match="dsn is missing"):
         plugins.configure("app")  # type: ignore[arg-type]  # any object will do as an app here
+
+
+# --- threads ---
+
+
+def test_components_are_made_one_at_a_time_from_any_thread() -> None:
+    inside = threading.Semaphore(1)
+
+    class Careful:
+        @hookimpl
+        def umbel_make_serializer(self, name: str) -> Any:
+            assert inside.acquire(blocking=False), "two threads are inside"
+            time.sleep(0.002)
+            inside.release()
+            return Plain()
+
+    plugins = PluginManager()
+    plugins.register(Careful())
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: plugins.make_serializer("fake"), range(16)))
+    assert len({id(one) for one in made}) == 16
+    assert len(plugins.registered()) == 16 + 2
+
+
+def test_factories_are_named_in_the_order_of_asking() -> None:
+    plugins = PluginManager()
+    plugins.register(MakesPlain(), "first")
+    factories = plugins.factories("umbel_make_serializer")
+    assert [factory.plugin for factory in factories] == ["first", LOADER]
+    assert factories[1].arguments == ("name", "options")

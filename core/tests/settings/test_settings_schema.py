@@ -14,18 +14,15 @@ from hypothesis import strategies as st
 
 from umbel.settings import schema
 from umbel.settings.schema import (
+    PluginSettings,
     QueueSettings,
     ResultSettings,
     ScheduleSettings,
     Settings,
     TaskSettings,
     WorkerSettings,
-    format_bytes,
-    format_seconds,
-    parse_bytes,
-    parse_rate,
-    parse_seconds,
 )
+from umbel.settings.units import format_bytes, format_seconds, parse_bytes, parse_rate, parse_seconds
 
 CLASSES = [value for name, value in vars(schema).items() if name.endswith("Settings") and has(value)]
 
@@ -145,7 +142,11 @@ def test_words_that_mean_none() -> None:
         (lambda: TaskSettings(retry_backoff=60, retry_backoff_max=30), r"retry_backoff \(1m\) is longer than"),
         (lambda: TaskSettings(time_limit=0), "time_limit must be more than 0"),
         (lambda: WorkerSettings(concurrency=0), "concurrency must be at least 1"),
+        (lambda: Settings(plugins=PluginSettings(options={"ear": {}})), "plugins.options has 'ear', which names no"),
         (lambda: QueueSettings(max_priority=0), "max_priority must be at least 1"),
+        (lambda: QueueSettings(exchange=""), "exchange must not be empty"),
+        (lambda: QueueSettings(exchange_type="topic"), "exchange_type says nothing without an exchange"),
+        (lambda: QueueSettings(routing_key="a.b"), "routing_key says nothing without an exchange"),
         (lambda: ScheduleSettings(task="a"), "either crontab or every"),
         (lambda: ScheduleSettings(task="a", every=1, crontab="* * * * *"), "either crontab or every"),
         (lambda: ScheduleSettings(task=" ", every=1), "task must not be empty"),

@@ -17,9 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel.errors import SettingsError
-from umbel.settings.schema import Bytes, Seconds, Settings
+from umbel.settings.schema import Settings
 from umbel.settings.sources import always, grow, join_key, load
 from umbel.settings.structure import json_schema, reference, structure, structure_options
+from umbel.settings.units import Bytes, Seconds
 
 FULL = """
 app = "shop.tasks:app"
@@ -50,6 +51,9 @@ max_body_size = "10MiB"
 [queues.mail]
 type = "quorum"
 max_priority = 9
+exchange = "post"
+exchange_type = "topic"
+routing_key = "letters.#"
 arguments = { x-max-length = 5 }
 
 [tasks."shop.tasks.send_mail"]
@@ -102,6 +106,7 @@ pool_options = { nice = 5 }
 
 [plugins]
 hooks = ["prometheus"]
+options = {prometheus = {port = 9100}}
 disable = ["sentry"]
 """
 
@@ -234,6 +239,7 @@ WRONG: dict[Any, list[Any]] = {
     tuple[str, ...]: ["a", 1, True, [1], ["a", ["b"]], {"a": 1}],
     tuple[Any, ...]: ["a", 1, {"a": 1}],
     Mapping[str, Any]: ["a", 1, [1]],
+    Mapping[str, Mapping[str, Any]]: ["a", 1, [1], {"a": 1}],
 }
 
 

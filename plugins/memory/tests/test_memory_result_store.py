@@ -46,10 +46,13 @@ def test_put_replaces_until_a_final_state_and_never_after() -> None:
     run(test)
 
 
-def test_later_entries_of_one_call_win() -> None:
+def test_entries_of_one_call_are_as_if_put_one_after_the_other() -> None:
     async def test(store: MemoryResultStore, clock: VirtualClock) -> None:
-        await store.put([result("a", "STARTED"), result("a", "SUCCESS", b"1"), result("a", "SUCCESS", b"2")])
-        assert (await store.get(["a"]))["a"].document == b"2"
+        later = [result("a", "SUCCESS", b"2"), result("a", "STARTED")]
+        await store.put([result("a", "STARTED"), result("a", "SUCCESS", b"1"), *later])
+        await store.put([result("b", "STARTED"), result("b", "RETRY")])
+        got = await store.get(["a", "b"])
+        assert (got["a"].document, got["b"].state) == (b"1", "RETRY")
 
     run(test)
 
@@ -226,6 +229,8 @@ def test_claims_are_exclusive_renewable_and_fenced() -> None:
         clock.advance(5)
         renewed = await store.claim("n", "a", lease=10, value=b"v")
         assert (renewed.fence, renewed.until) == (first.fence, now + 15)
+        assert await store.claim("n", "a", lease=10) == renewed, "a renewal without a value keeps it"
+        assert (await store.claim("n", "a", lease=10, value=b"")).value == b""
         clock.advance(10)
         assert await store.claims() == []
         second = await store.claim("n", "b", lease=10)

@@ -14,7 +14,7 @@ import pytest
 
 import umbel_memory
 from umbel.errors import BrokerUnavailable, PublishRefused
-from umbel.model import Action, Delivery, Message, QueueSpec, Settlement
+from umbel.model import Action, Delivery, Message, QueueSpec, Settlement, evolve
 from umbel.ports.clock import VirtualClock
 from umbel.ports.transport import Credit
 from umbel_memory import transport as transport_module
@@ -487,6 +487,50 @@ def test_declare_names_the_property_that_differs() -> None:
         assert "q" in await transport.depth()
         with pytest.raises(PublishRefused, match="max_priority is 5, not 7"):
             await transport.declare([QueueSpec(name="q", max_priority=7)])
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("kind", "bindings", "key", "reached"),
+    [
+        ("direct", {"a": "x", "b": "x", "c": "y"}, "x", ["a", "b"]),
+        ("direct", {"a": None, "b": None}, "b", ["b"]),
+        ("topic", {"a": "eu.*", "b": "eu.#", "c": "#.late", "d": "us.*"}, "eu.mail.late", ["b", "c"]),
+        ("topic", {"a": "eu.*", "b": "#"}, "eu", ["b"]),
+        ("fanout", {"a": "x", "b": None}, "whatever", ["a", "b"]),
+    ],
+)
+def test_an_exchange_gives_each_bound_queue_a_copy(
+    kind: str, bindings: dict[str, str | None], key: str, reached: list[str]
+) -> None:
+    async def test(bench: Bench) -> None:
+        transport = bench.transport()
+        specs = [QueueSpec(name=q, exchange="e", exchange_type=kind, routing_key=k) for q, k in bindings.items()]
+        await transport.declare(specs)
+        await transport.declare(specs)
+        await publish(transport, evolve(message("1"), queue="z", properties={"exchange": "e", "routing_key": key}))
+        depth = await transport.depth([*bindings, "z"])
+        assert [name for name in depth if depth[name].ready] == reached
+        (copy,) = await take(transport, reached[0])
+        assert copy.message.properties == {"exchange": "e", "routing_key": key}
+        assert copy.message.queue == reached[0]
+
+    run(test)
+
+
+def test_what_an_exchange_can_deliver_to_nobody_is_refused_whole() -> None:
+    async def test(bench: Bench) -> None:
+        transport = bench.transport()
+        lost = evolve(message("2"), properties={"exchange": "e", "routing_key": "k"})
+        with pytest.raises(PublishRefused, match="exchange 'e': there is no such exchange"):
+            await publish(transport, message("1"), lost)
+        await transport.declare([QueueSpec(name="a", exchange="e")])
+        with pytest.raises(PublishRefused, match="exchange 'e': no queue is bound there under 'k'"):
+            await publish(transport, message("1"), lost)
+        assert await transport.peek("q") == []
+        with pytest.raises(PublishRefused, match="exchange_type 'direct', not 'topic'"):
+            await transport.declare([QueueSpec(name="b", exchange="e", exchange_type="topic")])
 
     run(test)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -299,5 +300,21 @@ def test_a_program_that_a_killed_task_started_does_not_outlive_it(tmp_path: Path
             assert await r.pool.cancel(job, force=True)
             assert (await r.end(job)).ending is Ending.CANCELLED
             await eventually(lambda: not alive(int(path.read_text())))
+
+    asyncio.run(main())
+
+
+def test_what_runs_is_told_with_its_start_and_its_child() -> None:
+    async def main() -> None:
+        async with rig(1) as r:
+            before = time.monotonic()
+            first, second = r.submit("sleep", 0.2), r.submit("sleep", 0.0)
+            await eventually(lambda: r.pool.running())
+            (told,) = r.pool.running().items()
+            assert told[0] == first
+            assert before <= told[1].since <= time.monotonic()
+            assert told[1].pid in r.pids
+            await r.end(second)
+            assert r.pool.running() == {}
 
     asyncio.run(main())

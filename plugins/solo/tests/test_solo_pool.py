@@ -9,6 +9,7 @@ import random
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -459,3 +460,21 @@ def test_capabilities() -> None:
     declared = SoloPool.capabilities
     assert (declared.main_thread, declared.soft_limit, declared.cancel_running) == (True, True, True)
     assert (declared.hard_limit, declared.isolated, declared.recycle, declared.resize) == (False,) * 4
+
+
+def test_what_runs_is_told_with_its_start_and_what_waits_is_not(tasks: ModuleType) -> None:
+    bench = Bench()
+
+    async def test(bench: Bench) -> None:
+        tasks.gates["g"] = threading.Event()
+        before = time.monotonic()
+        first, second = bench.submit(("hold", "g"), ("echo", 1))
+        await until(lambda: bool(tasks.seen))
+        ((job_id, told),) = bench.pool.running().items()
+        assert (job_id, told.pid) == (first, os.getpid())
+        assert before <= told.since <= time.monotonic()
+        tasks.gates["g"].set()
+        await bench.end(second)
+        assert bench.pool.running() == {}
+
+    drive(bench, test, context())

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from umbel.errors import ResultStoreUnavailable
+from umbel.errors import ResultRefused, ResultStoreUnavailable
 from umbel.model import Result
 from umbel.ports.clock import VirtualClock
 from umbel.ports.result_store import JoinState
@@ -336,6 +336,8 @@ def test_a_claim_is_one_owners_until_released_or_run_out_and_its_fence_grows(sto
             renewed = await s.claim("n", "a", lease=10, value=b"w")
             assert (renewed.fence, renewed.until, renewed.value) == (first.fence, clock.time() + 10, b"w")
             assert await s.claims() == [renewed]
+            assert await s.claim("n", "a", lease=10) == renewed, "a renewal without a value keeps it"
+            assert (await s.claim("n", "a", lease=10, value=b"")).value == b""
             assert not await s.release("n", "b")
             clock.advance(11)
             assert await s.claims() == []
@@ -373,3 +375,34 @@ def test_one_of_many_processes_gets_a_claim(process: Any) -> None:
     """
     children = [process(body) for _ in range(4)]
     assert sum(json.loads(child.stdout.read()) for child in children) == 1
+
+
+def test_entries_of_one_call_are_as_if_put_one_after_the_other(store: Any) -> None:
+    def result(task_id: str, state: str, document: bytes = b"") -> Result:
+        return Result(task_id=task_id, state=state, document=document)
+
+    async def main() -> None:
+        async with store() as s:
+            first, second = result("a", "SUCCESS", b"1"), result("a", "SUCCESS", b"2")
+            calls = [[result("a", "STARTED"), first, second, result("a", "STARTED")], [second]]
+            await asyncio.gather(*(s.put(call) for call in calls))
+            await s.put([result("b", "STARTED"), result("b", "RETRY")])
+            got = await s.get(["a", "b"])
+            assert (got["a"].document, got["b"].state) == (b"1", "RETRY")
+
+    asyncio.run(main())
+
+
+def test_a_record_that_no_file_could_hold_is_refused_and_harms_no_other(store: Any) -> None:
+    odd = Result(task_id="\ud800", state="SUCCESS", document=b"")
+    good = [Result(task_id=f"{n}", state="SUCCESS", document=b"") for n in range(3)]
+
+    async def main() -> None:
+        async with store() as s:
+            ends = await asyncio.gather(
+                s.put([good[0]]), s.put([good[1], odd]), s.put([good[2]]), return_exceptions=True
+            )
+            assert [type(end) for end in ends] == [type(None), ResultRefused, type(None)]
+            assert (await s.get(["0", "1", "2"])).keys() == {"0", "2"}
+
+    asyncio.run(main())

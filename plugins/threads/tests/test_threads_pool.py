@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import random
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from importlib import import_module
@@ -443,3 +445,19 @@ def test_capabilities_promise_no_hard_limit() -> None:
     declared = ThreadsPool.capabilities
     assert (declared.soft_limit, declared.cancel_running, declared.resize) == (True, True, True)
     assert (declared.hard_limit, declared.isolated, declared.recycle, declared.main_thread) == (False,) * 4
+
+
+def test_what_runs_is_told_with_its_start_and_what_waits_is_not(tasks: ModuleType) -> None:
+    async def test(bench: Bench) -> None:
+        tasks.gates["g"] = threading.Event()
+        before = time.monotonic()
+        first, second, third = bench.submit(("hold", "g"), ("hold", "g"), ("hold", "g"))
+        await until(lambda: len(tasks.seen) == 2)
+        told = bench.pool.running()
+        assert told.keys() == {first, second}
+        assert all(before <= one.since <= time.monotonic() and one.pid == os.getpid() for one in told.values())
+        tasks.gates["g"].set()
+        await bench.end(third)
+        assert bench.pool.running() == {}
+
+    run(test)

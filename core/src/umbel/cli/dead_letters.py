@@ -150,7 +150,7 @@ def replay(
             if gateway.has_store:
                 await gateway.do_forget([letter.id for letter in letters if letter.id])
             messages = [letter.revived() for letter in letters]
-            await gateway.transport.publish(messages, timeout=app.settings.broker.publish_timeout)
+            await gateway.do_publish(messages, app.settings.broker.publish_timeout)
             expired.extend(letter.id for letter in letters if _expired(letter, app.clock.time()))
 
         return send

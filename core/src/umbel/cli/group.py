@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from typing import IO, Any, Final
 
 import click
 
-from umbel.cli.session import Session, sentences, shared_options
-from umbel.errors import PluginBroken, SettingsError, UmbelError
+from umbel.cli.session import Session, installed_commands, plugin_command, sentences, shared_options
+from umbel.errors import SettingsError, UmbelError
 
 COMMANDS: Final[Mapping[str, str]] = {
     "worker": "Run tasks until stopped.",
@@ -82,16 +82,16 @@ class Root(click.Group):
     def _lines(self) -> dict[str, str]:
         """Names and first lines of help of all commands that can be known without importing anything."""
         lines = dict(COMMANDS)
-        for entry_point in _installed():
-            lines.setdefault(entry_point.name, f"From {entry_point.dist.name if entry_point.dist else '?'}.")
+        for name, distribution in installed_commands().items():
+            lines.setdefault(name, f"From {distribution}.")
         return lines
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in COMMANDS:
             command: click.Command = import_module(f"umbel.cli.{cmd_name.replace('-', '_')}").command
             return command
-        if found := [entry_point for entry_point in _installed() if entry_point.name == cmd_name]:
-            return _load(found)
+        if cmd_name in installed_commands():
+            return plugin_command(cmd_name)
         if cmd_name not in self.commands and not cmd_name.startswith("-"):
             session = ctx.ensure_object(Session)
             if session.has_tasks:
@@ -122,29 +122,6 @@ class Root(click.Group):
             if os.environ.get("UMBEL_DEBUG") == "1":
                 raise
             raise (WrongSettings if isinstance(error, SettingsError) else Failure)(error) from error
-
-
-def _installed() -> Sequence[Any]:
-    from umbel.plugins.kinds import COMMAND
-    from umbel.plugins.loader import installed
-
-    return installed(COMMAND)
-
-
-def _load(entry_points: Sequence[Any]) -> click.Command:
-    from umbel.plugins.kinds import COMMAND
-    from umbel.plugins.loader import conflict, source_of
-
-    if len(entry_points) > 1:
-        raise conflict(COMMAND, entry_points)
-    source = source_of(COMMAND, entry_points[0])
-    try:
-        command = entry_points[0].load()
-    except (Exception, SystemExit) as error:
-        raise source.failure(error) from error
-    if not isinstance(command, click.Command):
-        raise source.refuse(PluginBroken, f"is broken: {source.target} is not a click command")
-    return command
 
 
 @click.group(

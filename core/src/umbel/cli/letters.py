@@ -21,6 +21,7 @@ from umbel.model import (
     Message,
     Settlement,
     evolve,
+    without_route,
 )
 from umbel.ports.transport import Credit
 from umbel.protocol import BROKER_HEADERS
@@ -69,7 +70,8 @@ class Letter:
         """The message as it was sent, for the queue that it came from: the same task id, and no trace of its death."""
         headers = {name: value for name, value in self.message.headers.items() if name not in BROKER_HEADERS}
         headers |= {"retries": 0, "eta": None} if "retries" in headers else {}
-        return evolve(self.message, queue=self.origin, headers=headers, due=None)
+        properties = without_route(self.message.properties)
+        return evolve(self.message, queue=self.origin, headers=headers, due=None, properties=properties)
 
 
 Act = Callable[[Sequence[Letter]], Awaitable[None]]

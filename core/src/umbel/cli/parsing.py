@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from umbel.settings.schema import parse_seconds
+from umbel.settings.units import parse_seconds
 
 
 def value_of(text: str) -> Any:

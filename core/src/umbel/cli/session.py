@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 from attrs import define, field
 
-from umbel.errors import SettingsError, UmbelError
+from umbel.errors import PluginBroken, SettingsError, UmbelError
 
 if TYPE_CHECKING:
     from umbel.app import Umbel
@@ -170,9 +170,37 @@ class Command(_WithSharedOptions):
 
 
 class Group(_WithSharedOptions, click.Group):
-    """A command with commands of its own, likewise."""
+    """A command with commands of its own, likewise; entry points of ``umbel.commands`` named ``GROUP.NAME`` add to them."""
 
     command_class = Command
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *installed_commands(f"{self.name}.")})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if (own := super().get_command(ctx, cmd_name)) is not None:
+            return own
+        return plugin_command(f"{self.name}.{cmd_name}") if cmd_name in installed_commands(f"{self.name}.") else None
+
+
+def installed_commands(group: str = "") -> dict[str, str]:
+    """Commands of the entry points ``umbel.commands`` and their distributions; ``group``: of that group (``config.``) only."""
+    from umbel.plugins.kinds import COMMAND
+    from umbel.plugins.loader import installed
+
+    names = {point.name: point.dist.name if point.dist else "?" for point in installed(COMMAND)}
+    short = {name.removeprefix(group): distribution for name, distribution in names.items() if name.startswith(group)}
+    return {name: distribution for name, distribution in short.items() if "." not in name}
+
+
+def plugin_command(name: str) -> click.Command:
+    """Import a command that a distribution offers. Raises ``PluginError``."""
+    from umbel.plugins.loader import load_command
+
+    command, source = load_command(name)
+    if not isinstance(command, click.Command):
+        raise source.refuse(PluginBroken, f"is broken: {source.target} is not a click command")
+    return command
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")

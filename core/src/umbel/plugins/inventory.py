@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+import marshal
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import IO, TYPE_CHECKING, Any, Final, Literal
 
 from attrs import NOTHING, asdict, evolve, fields, frozen, has
 
-from umbel.errors import PluginApiMismatch, PluginDependencyMissing, PluginError, PluginNotFound
+from umbel.errors import PluginApiMismatch, PluginBroken, PluginDependencyMissing, PluginError, PluginNotFound
 from umbel.plugins import loader
 from umbel.plugins.kinds import KINDS, Kind, package_of, refusal
 
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 
 PluginState = Literal["ok", "broken", "missing library", "conflict", "incompatible", "not loaded"]
 Level = Literal["warning", "error"]
+
+_MOST_CHILDREN: Final = 8
 
 _STATES: Final[Mapping[type[PluginError], PluginState]] = {
     PluginDependencyMissing: "missing library",
@@ -48,12 +53,38 @@ class PluginRecord:
     """Why the state is not ``ok``, in one sentence."""
 
 
+@frozen
+class _Found:
+    """An entry point, and what is known of it without importing it."""
+
+    kind: Kind[Any]
+    entry_point: EntryPoint
+    record: PluginRecord
+
+
 def inventory(*, load: bool) -> list[PluginRecord]:
-    """Every installed plugin, by kind and name. With ``load``, each is imported; none that fails harms another."""
-    return [record for kind in KINDS for record in _records(kind, load)]
+    """Every installed plugin, by kind and name. With ``load``, each is imported; none that fails harms another.
+
+    Blocks for as long as the imports take. Where the system can fork and this process has one thread, they happen in children,
+    as many at once as there are processors: one that ends or kills its process is told like any other.
+    """
+    found = [each for kind in KINDS for each in _found(kind)]
+    records = [each.record for each in found]
+    if not load:
+        return records
+    waiting: dict[str | None, list[int]] = {}
+    for index, each in enumerate(found):
+        if not each.record.reason:
+            waiting.setdefault(each.record.distribution, []).append(index)
+    apart = hasattr(os, "fork") and threading.active_count() == 1
+    for index, record in (
+        _loaded_apart(found, list(waiting.values())) if apart else _loaded_here(found, waiting.values())
+    ):
+        records[index] = record
+    return records
 
 
-def _records(kind: Kind[Any], load: bool) -> Iterator[PluginRecord]:
+def _found(kind: Kind[Any]) -> Iterator[_Found]:
     entry_points = sorted(loader.installed(kind), key=lambda entry_point: entry_point.name)
     for _, group in groupby(entry_points, key=lambda entry_point: entry_point.name):
         same_name = list(group)
@@ -67,9 +98,87 @@ def _records(kind: Kind[Any], load: bool) -> Iterator[PluginRecord]:
                 target=source.target,
             )
             if len(same_name) > 1:
-                yield evolve(record, state="conflict", reason=str(loader.conflict(kind, same_name)))
-            else:
-                yield _loaded(record, kind, entry_point) if load else record
+                record = evolve(record, state="conflict", reason=str(loader.conflict(kind, same_name)))
+            yield _Found(kind, entry_point, record)
+
+
+def _loaded_here(found: Sequence[_Found], portions: Iterable[Sequence[int]]) -> Iterator[tuple[int, PluginRecord]]:
+    for index in (index for portion in portions for index in portion):
+        yield index, _loaded(found[index].record, found[index].kind, found[index].entry_point)
+
+
+def _loaded_apart(found: Sequence[_Found], portions: list[list[int]]) -> Iterator[tuple[int, PluginRecord]]:
+    """Children take portions from one pipe, whoever is free the next. What a dead child had begun is what has killed it."""
+    for port in {each.kind.port for each in found if each.kind.port}:
+        resolve_name(port)  # what they all need is imported once
+    while portions:
+        queue, feed = os.pipe()
+        with open(feed, "wb") as writing:
+            writing.write(b"".join(number.to_bytes(2, "big") for number in range(len(portions))))
+        children = [
+            _fork(queue, found, portions) for _ in range(min(os.cpu_count() or 1, _MOST_CHILDREN, len(portions)))
+        ]
+        os.close(queue)
+        done: set[int] = set()
+        for pid, answers in children:
+            begun: int | None = None
+            with open(answers, "rb") as reading:
+                for begun, fields_ in _answers(reading):
+                    if fields_ is not None:
+                        done.add(begun)
+                        yield begun, PluginRecord(**fields_)
+                        begun = None
+            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            if begun is not None:
+                done.add(begun)
+                each = found[begun]
+                source = loader.source_of(each.kind, each.entry_point)
+                how = f"signal {-status}" if status < 0 else f"status {status}"
+                broken = source.refuse(
+                    PluginBroken, f"is broken: importing {source.target} ended the process with {how}"
+                )
+                yield begun, evolve(each.record, state="broken", reason=str(broken))
+        if not done:  # children do not even begin: somebody kills them
+            yield from _loaded_here(found, portions)
+            return
+        portions = [rest for portion in portions if (rest := [index for index in portion if index not in done])]
+
+
+def _fork(queue: int, found: Sequence[_Found], portions: Sequence[Sequence[int]]) -> tuple[int, int]:
+    """A child that says of each plugin that it begins, and then what came of it; its process id and its answers."""
+    answers, say = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            while number := os.read(queue, 2):  # one of several readers: two bytes are read together or not at all
+                for index in portions[int.from_bytes(number, "big")]:
+                    os.write(say, marshal.dumps((index, None)))
+                    _, record = next(_loaded_here(found, [[index]]))
+                    os.write(say, _dumped(index, record))
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(say)
+    return pid, answers
+
+
+def _dumped(index: int, record: PluginRecord) -> bytes:
+    fields_ = asdict(record)
+    try:
+        return marshal.dumps((index, fields_))
+    except ValueError:  # only what a stranger's capabilities hold can be other than plain
+        return marshal.dumps(
+            (index, {**fields_, "capabilities": {n: str(v) for n, v in fields_["capabilities"].items()}})
+        )
+
+
+def _answers(reading: IO[bytes]) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    while True:
+        try:
+            yield marshal.load(reading)
+        except (EOFError, ValueError, TypeError):  # the end, or what a dying child had half written
+            return
 
 
 def _loaded(record: PluginRecord, kind: Kind[Any], entry_point: EntryPoint) -> PluginRecord:
@@ -173,7 +282,7 @@ def _driver_problems(kind: Kind[Any], driver: Any) -> Iterator[tuple[str, Level,
             yield "capabilities", "warning", "declares no capabilities on the class: only an instance could tell"
         elif not (isinstance(declared, resolve_name(kind.capabilities)) or hasattr(declared, "__get__")):
             yield "capabilities", "error", f"declares capabilities that are not a {kind.capabilities}"
-    if kind.options is not None:
+    if kind.options is not None and hasattr(driver, "Options"):
         options = getattr(driver, "Options", None)
         if not (isinstance(options, type) and has(options)):
             yield "options", "error", f"has Options that are not an attrs class: {kind.options} cannot be read"

@@ -38,7 +38,7 @@ class Kind(Generic[P]):
     by_url: bool = False
     """Named by a URL, whose scheme is the plugin's name; otherwise by the name alone."""
     options: str | None = None
-    """The settings table that the driver's ``Options`` structures; None: such drivers have no options."""
+    """The settings table that the plugin's ``Options`` structures; None: such plugins have no options."""
     capabilities: str | None = None
     """Dotted path of the class of ``capabilities``; None: such drivers declare none."""
     constants: tuple[str, ...] = ()
@@ -79,6 +79,7 @@ SERIALIZER: Final[Kind[Serializer]] = Kind(
     group="umbel.serializers",
     setting="[codec] serializer or accept",
     port="umbel.ports.serializer:Serializer",
+    options="[plugins.options.NAME]",
     constants=("name", "content_type", "content_encoding"),
 )
 COMPRESSOR: Final[Kind[Compressor]] = Kind(
@@ -86,6 +87,7 @@ COMPRESSOR: Final[Kind[Compressor]] = Kind(
     group="umbel.compressors",
     setting="[codec] compression or accept_compression",
     port="umbel.ports.compressor:Compressor",
+    options="[plugins.options.NAME]",
     constants=("name", "encoding"),
 )
 POOL: Final[Kind[Pool]] = Kind(
@@ -115,7 +117,9 @@ SCHEDULER: Final[Kind[Scheduler]] = Kind(
     options="[scheduler.options]",
     capabilities="umbel.capabilities:SchedulerCapabilities",
 )
-HOOK: Final[Kind[object]] = Kind(name="hook", group="umbel.hooks", setting="[plugins] hooks")
+HOOK: Final[Kind[object]] = Kind(
+    name="hook", group="umbel.hooks", setting="[plugins] hooks", options="[plugins.options.NAME]"
+)
 COMMAND: Final[Kind[object]] = Kind(name="command", group="umbel.commands", setting="the command line")
 
 KINDS: Final[tuple[Kind[Any], ...]] = (TRANSPORT, SERIALIZER, COMPRESSOR, POOL, RESULT_STORE, SCHEDULER, HOOK, COMMAND)

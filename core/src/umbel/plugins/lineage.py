@@ -85,8 +85,9 @@ def trace(plugins: PluginManager, kind: Kind[Any], reference: str, arguments: Ma
 def _driver(
     plugins: PluginManager, kind: Kind[Any], known: Lineage, reference: str, arguments: Mapping[str, Any]
 ) -> Lineage:
-    given = {"url" if kind.by_url else "name": reference, **arguments}
-    factories = plugins._listeners(kind.hook)  # before anything is made: what is made may take part itself
+    options = plugins.options.get(known.name or "", {})
+    given = {"url" if kind.by_url else "name": reference, "options": options, **arguments}
+    factories = plugins.factories(kind.hook)  # before anything is made: what is made may take part itself
     wrappers = [factory.plugin for factory in factories if inspect.isgeneratorfunction(factory.function)]
     cls = type(getattr(plugins, f"make_{kind.name}")(reference, **arguments))
     answered_by = next(

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import difflib
 import functools
+import os
 import pkgutil
+import threading
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
 from umbel.errors import PluginBroken, PluginConflict, PluginNotFound, SettingsError, UmbelError
 from umbel.markers import hookimpl
 from umbel.plugins.kinds import (
+    COMMAND,
     COMPRESSOR,
     HOOK,
     KINDS,
@@ -49,8 +53,40 @@ _FIRST_PARTY: Final = (
     *("amqp", "redis", "memory", "sqlite"),
     *("json", "pickle", "msgpack", "yaml"),
     *("zlib", "bzip2", "lzma", "brotli", "zstd"),
-    *("prefork", "threads", "solo", "asyncio", "gevent", "eventlet"),
+    *("prefork", "threads", "solo"),
+    "celery",
 )
+
+
+_PATIENCE: Final = 5.0
+"""Seconds that a fork waits for an import of another thread; one that takes longer may be lost to the child."""
+_importing = threading.RLock()
+
+
+def importing() -> AbstractContextManager[object]:
+    """Held around every import that is not made at the top of a module.
+
+    The child of a fork has only the forking thread. A module that another thread was importing stays locked in it, and the
+    child's own import of it would wait for ever; so no fork comes between the beginning and the end of such an import.
+    """
+    return _importing
+
+
+_held = threading.local()
+
+
+def _before_fork() -> None:
+    _held.taken = _importing.acquire(timeout=_PATIENCE)
+
+
+def _after_fork() -> None:
+    if getattr(_held, "taken", False):
+        _importing.release()
+        _held.taken = False
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
 
 
 # --- the factories -------------------------------------------------------------------------------
@@ -72,13 +108,13 @@ def umbel_make_scheduler(url: str, options: Mapping[str, Any], clock: Clock) -> 
 
 
 @hookimpl(trylast=True)
-def umbel_make_serializer(name: str) -> Serializer:
-    return construct(*load_driver(SERIALIZER, name))
+def umbel_make_serializer(name: str, options: Mapping[str, Any]) -> Serializer:
+    return construct(*load_driver(SERIALIZER, name), options=options)
 
 
 @hookimpl(trylast=True)
-def umbel_make_compressor(name: str) -> Compressor:
-    return construct(*load_driver(COMPRESSOR, name))
+def umbel_make_compressor(name: str, options: Mapping[str, Any]) -> Compressor:
+    return construct(*load_driver(COMPRESSOR, name), options=options)
 
 
 @hookimpl(trylast=True)
@@ -113,13 +149,19 @@ def _split_query(kind: Kind[Any], url: str) -> tuple[str, dict[str, str]]:
 def construct(
     cls: type[P], source: Source, *arguments: Any, options: Mapping[str, Any] | None = None, **more: Any
 ) -> P:
-    """Make an instance of a driver, its options structured. Raises ``SettingsError``, ``PluginError``."""
-    if (table := source.kind.options) is not None:
+    """Make an instance of a plugin, its options structured; None where none are given.
+
+    Raises ``SettingsError``, ``PluginError``.
+    """
+    if _table(source) and (takes := getattr(cls, "Options", None)) is not None:
         more["options"] = None
         if options:
-            from umbel.settings.structure import structure_options
+            with importing():
+                from umbel.settings.structure import structure_options
 
-            more["options"] = structure_options(cls.Options, options, where=table)  # type: ignore[attr-defined]  # the table of kinds says which classes have options
+            more["options"] = structure_options(takes, options, where=_table(source))
+    elif options:
+        raise _no_options(source)
     try:
         return cls(*arguments, **more)
     except UmbelError:
@@ -161,16 +203,41 @@ def load_driver(kind: Kind[P], name: str) -> tuple[type[P], Source]:
     return driver, source
 
 
-def load_hook(name: str) -> object:
+def load_hook(name: str, options: Mapping[str, Any] | None = None) -> object:
     """Import one plugin of the group ``umbel.hooks``, or what is at a dotted path; a class is called.
 
-    Raises as ``load_driver`` does.
+    A class with an attrs class ``Options`` is called with ``options=``: its instance, or None where the settings have no
+    table for it. Raises as ``load_driver`` does, and ``SettingsError`` for options that are wrong or that nobody takes.
     """
     plugin, source = _load(HOOK, name, is_path=":" in name or "." in name)
-    return construct(plugin, source) if isinstance(plugin, type) else plugin
+    if isinstance(plugin, type):
+        return construct(plugin, source, options=options)
+    if options:
+        raise _no_options(source)
+    return plugin
+
+
+def load_command(name: str) -> tuple[object, Source]:
+    """Import one plugin of the group ``umbel.commands``. Raises as ``load_driver`` does."""
+    return _load(COMMAND, name, is_path=False)
+
+
+def _no_options(source: Source) -> SettingsError:
+    return SettingsError([f"{_table(source)} is given, but {source} takes no options: take the table away"])
+
+
+def _table(source: Source) -> str:
+    """Where the settings have the options of a plugin; empty: nowhere."""
+    name = source.name if source.name.replace("-", "_").isidentifier() else f'"{source.name}"'
+    return (source.kind.options or "").replace("NAME", name)
 
 
 def _load(kind: Kind[Any], name: str, *, is_path: bool) -> tuple[object, Source]:
+    with importing():
+        return _load_alone(kind, name, is_path=is_path)
+
+
+def _load_alone(kind: Kind[Any], name: str, *, is_path: bool) -> tuple[object, Source]:
     source = Source(kind=kind, name=name, target=name) if is_path else source_of(kind, _find(kind, name))
     try:
         if is_path:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final
 
 import pluggy
@@ -38,10 +40,14 @@ _log = logging.getLogger("umbel.plugins")
 
 
 @frozen
-class _Listener:
+class Listener:
+    """One implementation of one hook."""
+
     plugin: str
+    """Name of the plugin that it is of."""
     function: Callable[..., Any]
     arguments: tuple[str, ...]
+    """The arguments that it asks for, in its order."""
 
 
 class Observer:
@@ -53,7 +59,7 @@ class Observer:
 
     __slots__ = ("_listeners", "name")
 
-    def __init__(self, name: str, listeners: Sequence[_Listener]) -> None:
+    def __init__(self, name: str, listeners: Sequence[Listener]) -> None:
         self.name = name
         self._listeners = tuple(listeners)
 
@@ -80,10 +86,23 @@ class _Handle:
 
 
 class PluginManager:
-    """The plugins of one application. Not thread-safe while plugins are registered; observers are, always."""
+    """The plugins of one application. Thread-safe: plugins are registered and components made one at a time."""
 
-    def __init__(self, *, disabled: Collection[str] = ()) -> None:
-        """Register the loader and nothing else. ``disabled``: names that are never registered, loaded or made."""
+    def __init__(
+        self,
+        *,
+        disabled: Collection[str] = (),
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+        lock: AbstractContextManager[Any] | None = None,
+    ) -> None:
+        """Register the loader and nothing else.
+
+        ``disabled``: names that are never registered, loaded or made. ``options``: the tables ``[plugins.options.NAME]`` of
+        listeners, serializers and compressors. ``lock``: reentrant; an application gives its own, since plugins may ask it
+        for something while they are made.
+        """
+        self.lock: AbstractContextManager[Any] = threading.RLock() if lock is None else lock
+        self.options = options or {}
         self._pluggy = pluggy.PluginManager(PROJECT)
         self._pluggy.add_hookspecs(hookspecs)
         for name in disabled:
@@ -101,20 +120,22 @@ class PluginManager:
         """
         if isinstance(plugin, type):
             raise PluginError(f"plugin {plugin.__qualname__} is a class: register an instance of it")
-        if self._name_of(plugin) is not None:
-            raise PluginError(f"plugin {plugin!r} is registered already, as {self._name_of(plugin)!r}")
-        if name is None:
-            name = self._free_name(getattr(plugin, "__name__", type(plugin).__qualname__))
-        elif self._pluggy.has_plugin(name):
-            raise PluginError(f"a plugin named {name!r} is registered already: register the other by another name")
-        self._register(plugin, name)
+        with self.lock:
+            if self._name_of(plugin) is not None:
+                raise PluginError(f"plugin {plugin!r} is registered already, as {self._name_of(plugin)!r}")
+            if name is None:
+                name = self._free_name(getattr(plugin, "__name__", type(plugin).__qualname__))
+            elif self._pluggy.has_plugin(name):
+                raise PluginError(f"a plugin named {name!r} is registered already: register the other by another name")
+            self._register(plugin, name)
 
     def unregister(self, plugin: object) -> None:
         """Let a plugin take part no more. Observers frozen before still call it. Raises ``PluginError``."""
-        name = self._name_of(plugin)
-        if name is None:
-            raise PluginError(f"plugin {plugin!r} is not registered")
-        self._pluggy.unregister(name=name)
+        with self.lock:
+            name = self._name_of(plugin)
+            if name is None:
+                raise PluginError(f"plugin {plugin!r} is not registered")
+            self._pluggy.unregister(name=name)
 
     def registered(self) -> list[tuple[str, object]]:
         """Names and plugins, drivers included, in the order of registration."""
@@ -124,12 +145,13 @@ class PluginManager:
         """Import and register listeners: entry points of ``umbel.hooks`` or dotted paths; the first is called first.
 
         A path is ``package.module`` or ``package.module:object``; a class is called without arguments. A name that is
-        disabled, or that a plugin given in code bears already, is not imported. Raises ``PluginError``; what cannot be
-        imported is found out before anything is registered.
+        disabled, or that a plugin given in code bears already, is not imported. Raises ``PluginError``, ``SettingsError``;
+        what cannot be imported is found out before anything is registered.
         """
-        wanted = [n for n in dict.fromkeys(names) if not (self._pluggy.is_blocked(n) or self._pluggy.has_plugin(n))]
-        for name, plugin in reversed([(name, loader.load_hook(name)) for name in wanted]):
-            self.register(plugin, name)
+        with self.lock:
+            wanted = [n for n in dict.fromkeys(names) if not (self._pluggy.is_blocked(n) or self._pluggy.has_plugin(n))]
+            for name, plugin in reversed([(name, loader.load_hook(name, self.options.get(name))) for name in wanted]):
+                self.register(plugin, name)
 
     def _register(self, plugin: object, name: str) -> None:
         handle = _Handle(plugin)
@@ -206,17 +228,24 @@ class PluginManager:
 
     def make_serializer(self, name: str | Serializer | type[Serializer]) -> Serializer:
         """Make the serializer of that name. Otherwise as ``make_transport``."""
-        return self._make(SERIALIZER, name, {})
+        return self._make(SERIALIZER, name, self._own_options(name))
 
     def make_compressor(self, name: str | Compressor | type[Compressor]) -> Compressor:
         """Make the compressor of that name. Otherwise as ``make_transport``."""
-        return self._make(COMPRESSOR, name, {})
+        return self._make(COMPRESSOR, name, self._own_options(name))
 
     def make_pool(self, name: str | Pool | type[Pool], options: Mapping[str, Any] | None = None) -> Pool:
         """Make the pool of that name. Otherwise as ``make_transport``."""
         return self._make(POOL, name, {"options": options or {}})
 
+    def _own_options(self, wanted: object) -> dict[str, Any]:
+        return {"options": self.options.get(wanted, {}) if isinstance(wanted, str) else {}}
+
     def _make(self, kind: Kind[P], wanted: str | P | type[P], arguments: Mapping[str, Any]) -> P:
+        with self.lock:
+            return self._make_alone(kind, wanted, arguments)
+
+    def _make_alone(self, kind: Kind[P], wanted: str | P | type[P], arguments: Mapping[str, Any]) -> P:
         name = kind.plugin_name(wanted) if isinstance(wanted, str) else None
         component: P
         if isinstance(wanted, str):
@@ -251,6 +280,10 @@ class PluginManager:
             raise loader.source_of_class(kind, cls, name).refuse(*refused)
 
     # --- calling ---
+
+    def factories(self, hook_name: str) -> list[Listener]:
+        """Who makes components by that ``umbel_make_*`` hook, in the order of asking, wrappers included."""
+        return self._listeners(hook_name)
 
     def observer(self, hook_name: str) -> Observer:
         """The listeners of an observing hook as they are now, in pluggy's order. Raises ``PluginError``."""
@@ -288,11 +321,11 @@ class PluginManager:
                 raise PluginBroken(reason) from error
             yield listener.plugin, contributed
 
-    def _listeners(self, hook_name: str) -> list[_Listener]:
+    def _listeners(self, hook_name: str) -> list[Listener]:
         caller = getattr(self._pluggy.hook, hook_name, None)
         if caller is None or not caller.has_spec():
             raise PluginError(f"there is no hook {hook_name!r}{self._nearest(hook_name)}")
-        return [_Listener(i.plugin_name, i.function, i.argnames) for i in reversed(caller.get_hookimpls())]
+        return [Listener(i.plugin_name, i.function, i.argnames) for i in reversed(caller.get_hookimpls())]
 
     def _nearest(self, hook_name: str) -> str:
         near = difflib.get_close_matches(hook_name, [n for n in dir(hookspecs) if n.startswith(_PREFIX)], n=1)

@@ -51,6 +51,16 @@ class ExecutorFactory:
 
 
 @frozen(kw_only=True)
+class Running:
+    """One job that runs at this moment."""
+
+    since: float
+    """``time.monotonic()`` at its start."""
+    pid: int
+    """The process that runs it."""
+
+
+@frozen(kw_only=True)
 class PoolContext:
     """What the worker gives a pool at start."""
 
@@ -130,6 +140,13 @@ class Pool(ABC):
     def run_main_thread(self) -> None:
         """Run jobs on the calling (main) thread until ``stop`` (capability ``main_thread``). Not on the I/O loop."""
         raise TypeError(f"pool {type(self).__name__} does not run on the main thread")
+
+    def running(self) -> Mapping[int, Running]:
+        """The jobs whose work has begun and not ended, by job id. Cheap: asked several times a second.
+
+        A pool that leaves this out has all its jobs shown as waiting, and their starts told when they end.
+        """
+        return {}
 
     def stats(self) -> Mapping[str, Any]:
         """What the pool tells of itself: ``processes`` (pids), ``max-concurrency``, … Plain data."""

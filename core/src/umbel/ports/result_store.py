@@ -25,6 +25,10 @@ class ResultStore(ABC):
     """attrs class of the driver's own settings, ``[results.options]`` and the URL's query."""
 
     capabilities: ResultStoreCapabilities
+    reply_to: str | None = None
+    """Where results are to be sent that this instance shall see: what its process publishes carries it as ``reply_to``, and
+    the worker gives it back with each ``Result``. May be a property, but is one value as long as the instance lives. None:
+    results are kept in one place for all."""
 
     def __init__(self, url: str, *, options: Any = None, clock: Clock | None = None) -> None:
         """Remember the address. No I/O. ``options`` is an instance of ``Options``; None: the defaults."""
@@ -37,9 +41,12 @@ class ResultStore(ABC):
         """Store ``results``, each replacing the record of its task, and wake whoever waits for it.
 
         A record in a final state never changes again: a later put for that task is silently ignored (a duplicate
-        delivery is harmless). Within one call, later entries win over earlier ones of the same task.
+        delivery is harmless). Several of one task in one call are as if put one after the other: the first final one
+        stays, else the last (``surviving``).
 
-        Raises ``ResultStoreUnavailable``; then some may have been stored, and the call may be repeated.
+        Raises ``ResultStoreUnavailable``; then some may have been stored, and the call may be repeated. Raises
+        ``ResultRefused`` where a record can never be stored; then some of the others may have been, and each is worth a call
+        of its own. A store that is full or forbidden is unavailable: it can be mended.
         """
 
     @abstractmethod
@@ -61,6 +68,15 @@ class ResultStore(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Free every resource; pending ``wait`` calls are cancelled. Harmless when called twice."""
+
+
+def surviving(results: Sequence[Result]) -> list[Result]:
+    """What is left of one call of ``put``: one record for each task, the first final one, else the last."""
+    latest: dict[str, Result] = {}
+    for result in results:
+        if (known := latest.get(result.task_id)) is None or not known.final:
+            latest[result.task_id] = result
+    return list(latest.values())
 
 
 @frozen(kw_only=True)
@@ -91,8 +107,9 @@ class JoinStore(ABC):
     ) -> JoinState:
         """Add ``marks`` (member id → its value; a member already there keeps its first value) and set ``size`` if given.
 
-        ``owner`` names one execution: the holder of the right who asks again is told to fire again, since its first
-        answer may have been lost. One atomic step. When the set is complete and nobody holds the right to fire, ``owner``
+        ``owner`` names one execution: the holder of the right who asks again, before or after its lease has ended but before
+        another has taken the right, is told to fire again, for a lease from now: its first answer may have been lost. One
+        atomic step. When the set is complete and nobody holds the right to fire, ``owner``
         gets it for ``lease`` seconds. ``expires``: seconds without a mark after which the store may forget the join.
         """
 
@@ -113,10 +130,12 @@ class ClaimStore(ABC):
     """Ability ``claim``: leased, fenced keys."""
 
     @abstractmethod
-    async def claim(self, name: str, owner: str, *, lease: float, value: bytes = b"") -> Lease:
+    async def claim(self, name: str, owner: str, *, lease: float, value: bytes | None = None) -> Lease:
         """Take ``name`` for ``owner`` if it is free, its lease has ended, or ``owner`` holds it already (then: renew).
 
-        Returns the lease as it stands afterwards; it is the caller's if its ``owner`` is.
+        Returns the lease as it stands afterwards; it is the caller's if its ``owner`` is. ``value`` None: keep the value
+        when renewing, else empty. The fence stays the same as long as the owner renews within its lease; it grows whenever
+        the name is taken anew, by another or, after the lease has ended or was released, by the same owner.
         """
 
     @abstractmethod

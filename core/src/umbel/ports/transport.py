@@ -79,7 +79,8 @@ class Transport(ABC):
 
         A queue that does not exist is created with the driver's defaults. The whole call, connecting included, ends
         within ``timeout`` seconds. Either all are accepted or an error is raised; after an error some may have been.
-        A message whose ``due`` lies ahead is not handed out before that time.
+        A message whose ``due`` lies ahead is not handed out before that time. With ``exchanges``, a message whose properties
+        name an ``exchange`` goes there and not to ``queue``; one that is bound to no queue then is refused.
 
         Raises ``BrokerUnavailable`` (not reachable, or the deadline passed), ``PublishRefused`` (the broker said no),
         ``NotSupported`` (a delay beyond ``max_delay``).
@@ -121,9 +122,13 @@ class Transport(ABC):
 
     @abstractmethod
     async def declare(self, queues: Sequence[QueueSpec]) -> None:
-        """Make sure that ``queues`` exist as described.
+        """Make sure that ``queues`` exist as described, with ``exchanges`` also their exchanges and bindings.
 
-        Raises ``PublishRefused`` naming the argument where an existing queue differs, ``BrokerUnavailable``.
+        A binding is added to those that a queue has; none is taken away. The kernel declares, once a session and before
+        their first use, the queues that it consumes and those that the settings describe.
+
+        Raises ``PublishRefused`` naming the argument where an existing queue or exchange differs, or where this broker has
+        no such thing; ``BrokerUnavailable``.
         """
 
     @abstractmethod

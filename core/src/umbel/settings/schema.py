@@ -8,72 +8,13 @@ is a choice of its own, the field names the words that say so in a file.
 from __future__ import annotations
 
 import json
-import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from types import NoneType, UnionType
-from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
+from typing import Any, Final, Literal, Union, get_args, get_origin
 
 from attrs import NOTHING, Attribute, Factory, field, frozen, has
 
-Seconds = Annotated[float, "duration"]
-"""A duration: a number of seconds, or a string such as "500ms", "30s", "5m", "1h", "1d"."""
-Bytes = Annotated[int, "size"]
-"""A size: a number of bytes, or a string such as "10MB" (powers of 1000) or "64KiB" (powers of 1024)."""
-
-_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_BYTES: Final = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-_RATES: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-DURATION_PATTERN: Final = r"^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)$"
-SIZE_PATTERN: Final = r"^[0-9]+(\.[0-9]+)?(B|KB|MB|GB|KiB|MiB|GiB)$"
-_RATE_PATTERN: Final = r"^([0-9]+(?:\.[0-9]+)?)/(s|m|h|d)$"
-
-
-def parse_seconds(text: str) -> float:
-    """Seconds of "500ms", "30s", "5m", "1h", "1d". Raises ``ValueError`` for any other form."""
-    if not re.fullmatch(DURATION_PATTERN, text):
-        raise ValueError('must be a duration such as "500ms", "30s", "5m", "1h" or "1d"')
-    number = text.rstrip("dhms")
-    if not math.isfinite(seconds := float(number) * _SECONDS[text[len(number) :]]):
-        raise ValueError("must be a duration that ends")
-    return seconds
-
-
-def parse_bytes(text: str) -> int:
-    """Bytes of "10MB", "64KiB". Raises ``ValueError`` for any other form and for parts of a byte."""
-    if not re.fullmatch(SIZE_PATTERN, text):
-        raise ValueError('must be a size such as "10MB" or "64KiB"')
-    number = text.rstrip("BKMGi")
-    whole, _, part = number.partition(".")
-    scale: int = 10 ** len(part)
-    size, rest = divmod(int(whole + part) * _BYTES[text[len(number) :]], scale)
-    if rest:
-        raise ValueError("must be a whole number of bytes")
-    return size
-
-
-def parse_rate(text: str) -> float:
-    """Starts in a second of "10/s", "100/m", "3/h", "5/d". Raises ``ValueError`` for any other form."""
-    match = re.fullmatch(_RATE_PATTERN, text)
-    if match is None or not 0 < float(match[1]) < math.inf:
-        raise ValueError('must be a rate such as "10/s", "100/m", "1000/h" or "5/d"')
-    return float(match[1]) / _RATES[match[2]]
-
-
-def format_seconds(seconds: float) -> str:
-    """The shortest way to write a duration: 86400 is "1d"."""
-    for unit in ("d", "h", "m"):
-        if seconds and seconds % _SECONDS[unit] == 0:
-            return f"{seconds / _SECONDS[unit]:.0f}{unit}"
-    return f"{seconds * 1000:g}ms" if 0 < seconds < 1 else f"{seconds:.15g}s"
-
-
-def format_bytes(size: int) -> str:
-    """The shortest way to write a size: 64000000 is "64MB"."""
-    units = sorted(_BYTES, key=_BYTES.__getitem__, reverse=True)
-    unit = next(unit for unit in units if unit == "B" or (size and size % _BYTES[unit] == 0))
-    return f"{size // _BYTES[unit]}{unit}"
-
+from umbel.settings.units import DURATION_PATTERN, SIZE_PATTERN, Bytes, Seconds, format_seconds, parse_rate
 
 # --- types as people and JSON Schema read them ----------------------------------------------------
 
@@ -276,6 +217,17 @@ class QueueSettings:
     type: str | None = setting(None, "Kind of queue, where the broker has several.")
     max_priority: int | None = setting(None, "Number of priorities, where the broker must know it beforehand.", ge=1)
     arguments: Mapping[str, Any] = setting(dict, "Further arguments with which the broker declares the queue.")
+    exchange: str | None = setting(
+        None, "Exchange that the queue is bound to, where the broker has such.", check=_filled
+    )
+    exchange_type: Literal["direct", "topic", "fanout"] = setting("direct", "Kind of that exchange.")
+    routing_key: str | None = setting(None, "Key of that binding; not set: the queue's name.")
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse what would bind to nothing."""
+        for option, default in (("exchange_type", "direct"), ("routing_key", None)):
+            if self.exchange is None and getattr(self, option) != default:
+                raise ValueError(f"{option} says nothing without an exchange; give exchange, or take {option} away")
 
 
 @frozen(kw_only=True)
@@ -299,7 +251,9 @@ class TaskSettings:
     rate_limit: str | None = setting(None, 'Most starts in a time for each worker, such as "100/m".', check=parse_rate)
     expires: Seconds | None = setting(None, "Age at which a message of the task is no longer worth running.", gt=0)
     priority: int | None = setting(None, "Priority of the task's messages: 0 to 9, higher is sooner.", ge=0, le=9)
-    max_deliveries: int | None = setting(None, "Deliveries after which a message goes to the dead letters.", ge=1)
+    max_deliveries: int | None = setting(
+        None, "Starts, each ended by the loss of its process, after which a message goes to the dead letters.", ge=1
+    )
     dead_letter: bool | None = setting(
         None, "Send final failures to the dead letters too, from where they can be replayed."
     )
@@ -348,7 +302,9 @@ class WorkerSettings:
     max_tasks_per_child: int | None = setting(None, "Tasks after which a child is replaced.", ge=1)
     max_memory_per_child: Bytes | None = setting(None, "Resident memory at which a child is replaced.", ge=1)
     start_timeout: Seconds = setting(60.0, "Time in which a child must have imported the application.", gt=0)
-    max_deliveries: int = setting(3, "Deliveries after which a message goes to the dead letters.", ge=1)
+    max_deliveries: int = setting(
+        3, "Starts, each ended by the loss of its process, after which a message goes to the dead letters.", ge=1
+    )
     watchdog: Seconds = setting(30.0, "Longest silence of the broker before the session is rebuilt.", gt=0)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = setting("INFO", "Least level that is logged.")
     pool_options: Mapping[str, Any] = setting(dict, "Options of the pool plugin, named in its own reference.")
@@ -360,6 +316,9 @@ class PluginSettings:
 
     hooks: tuple[str, ...] = setting((), "Listeners to load, by the names under which they are installed.")
     disable: tuple[str, ...] = setting((), "Plugins that must not be loaded, whoever asks for them.")
+    options: Mapping[str, Mapping[str, Any]] = setting(
+        dict, "Options of listeners, serializers and compressors: a table for each, by name."
+    )
 
 
 @frozen(kw_only=True)
@@ -378,3 +337,21 @@ class Settings:
     schedules: Mapping[str, ScheduleSettings] = setting(dict, "Periodic tasks, by a name of your choice.")
     worker: WorkerSettings = setting(WorkerSettings, "A worker process.")
     plugins: PluginSettings = setting(PluginSettings, "Which plugins take part.")
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse options that nobody would read."""
+        codec, tasks = self.codec, self.tasks.values()
+        named = {
+            *self.plugins.hooks,
+            *self.plugins.disable,
+            self.results.serializer,
+            codec.serializer,
+            codec.compression,
+        }
+        named |= {*codec.accept, *codec.accept_compression}
+        named |= {name for task in tasks for name in (task.serializer, task.compression)}
+        if unread := [name for name in self.plugins.options if name not in named]:
+            raise ValueError(
+                f"plugins.options has {unread[0]!r}, which names no listener, serializer or compressor of these settings; add "
+                "it to [plugins] hooks or [codec] accept, or take the table away"
+            )

@@ -18,9 +18,10 @@ from attrs import NOTHING, Attribute, fields, frozen, has
 from cattrs import Converter
 
 from umbel.errors import SettingsError
-from umbel.settings import schema
-from umbel.settings.schema import KINDS, Bytes, Seconds, Settings, bare_type, is_list, is_literal, is_table, kind_of
+from umbel.settings import units
+from umbel.settings.schema import KINDS, Settings, bare_type, is_list, is_literal, is_table, kind_of
 from umbel.settings.sources import NAMED_SECTIONS, Given, Key, Text, always, grow, join_key, mask, mask_value, variable
+from umbel.settings.units import Bytes, Seconds
 
 T = TypeVar("T")
 
@@ -73,7 +74,7 @@ def _boolean(value: Any, type_: Any) -> bool:
 def _number(value: Any, type_: Any) -> Any:
     value = value.toml() if isinstance(value, Text) else value
     if isinstance(value, str) and type_ in (Seconds, Bytes):
-        return schema.parse_seconds(value) if type_ == Seconds else schema.parse_bytes(value)
+        return units.parse_seconds(value) if type_ == Seconds else units.parse_bytes(value)
     whole = type_ in (int, Bytes)
     if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
         raise _refuse(type_)
@@ -298,8 +299,8 @@ def _default(field: Attribute[Any], type_: Any) -> Any:
     value: Any = field.default
     if hasattr(value, "factory"):
         value = None if value.takes_self else value.factory()
-    units = {Seconds: schema.format_seconds, Bytes: schema.format_bytes}
-    if value is not None and (form := units.get(bare_type(type_)[0])):
+    forms = {Seconds: units.format_seconds, Bytes: units.format_bytes}
+    if value is not None and (form := forms.get(bare_type(type_)[0])):
         return form(value)
     return value if value is NOTHING else json.loads(json.dumps(value, default=_jsonable))
 

@@ -1,6 +1,7 @@
-"""Remote control over the broker's broadcast: requests and replies as the protocol has them.
+"""Remote control over the broker's broadcast.
 
-A request goes to everybody on ``celery.pidbox``; replies come back on ``reply.celery.pidbox`` under the asker's key.
+A request goes to everybody on ``umbel.pidbox``; replies come back on ``reply.umbel.pidbox`` under the asker's key. The topics
+are ours alone: a plugin that answers Celery's requests must not find each of them carried out already.
 """
 
 from __future__ import annotations
@@ -8,10 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import re
-import resource
-import time
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -27,8 +25,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("umbel.control")
 
-REQUESTS = "celery.pidbox"
-REPLIES = "reply.celery.pidbox"
+REQUESTS = "umbel.pidbox"
+REPLIES = "reply.umbel.pidbox"
 
 
 class Control(Step):
@@ -39,11 +37,10 @@ class Control(Step):
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
-        self._started = time.time()
         self._listening: asyncio.Task[None] | None = None
         self._commands: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
             "ping": lambda _: {"ok": "pong"},
-            "stats": self._stats,
+            "stats": lambda _: worker.operations.stats(),
             "active": self._active,
             "registered": lambda _: sorted(worker.app.tasks),
             "active_queues": lambda _: [{"name": queue, "routing_key": queue} for queue in worker.intake.queues],
@@ -95,36 +92,25 @@ class Control(Step):
 
     # --- commands ---
 
-    def _stats(self, _: Mapping[str, Any]) -> Mapping[str, Any]:
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        worker = self._worker
-        poll = worker.intake.last_poll
-        return {
-            "total": worker.settlement.totals,
-            "pid": os.getpid(),
-            "uptime": int(time.time() - self._started),
-            "pool": {"implementation": worker.settings.worker.pool, **worker.pool.stats()},
-            "prefetch_count": worker.intake.credit.limit,
-            "held": len(worker.settlement.held),
-            "stale": worker.settlement.stale,
-            "last_poll_age": None if poll is None else round(time.monotonic() - poll, 3),
-            "rusage": {"utime": usage.ru_utime, "stime": usage.ru_stime, "maxrss": usage.ru_maxrss},
-        }
-
     def _active(self, _: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
         return [
-            {**describe(held.delivery), "hostname": self._worker.name}
-            for held in list(self._worker.settlement.held.values())
+            {
+                **describe(task.delivery),
+                "hostname": self._worker.name,
+                "time_start": task.started,
+                "worker_pid": task.pid,
+            }
+            for task in self._worker.operations.held()
         ]
 
     def _revoke(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         given = arguments.get("task_id")
         ids = [given] if isinstance(given, str) else list(given or ())
-        self._worker.revoke(ids, terminate=bool(arguments.get("terminate")))
+        self._worker.operations.revoke(ids, terminate=bool(arguments.get("terminate")))
         return {"ok": f"tasks {', '.join(ids)} flagged as revoked"}
 
     def _shutdown(self, _: Mapping[str, Any]) -> None:
-        self._worker.request_stop()
+        self._worker.operations.shutdown()
 
 
 def _addressed(name: str, request: Mapping[str, Any]) -> bool:

@@ -28,7 +28,7 @@ from umbel.model import Message, Outcome, Result, State, Verdict
 from umbel.ports.pool import Upcall
 from umbel.protocol import Invocation
 from umbel.shared import live_app
-from umbel.task import Request, Task, _current
+from umbel.task import Request, Task, _current, typing_of_tasks
 from umbel.worker import followups
 from umbel.worker.logs import log_to_stderr
 from umbel.worker.outcomes import Records
@@ -66,16 +66,23 @@ def make_executor(
     hostname: str,
     command_line: Mapping[str, Any],
     file: str | None,
+    reply_to: str | None = None,
 ) -> TaskExecutor:
     """The executor for this process (see ``ExecutorFactory``). In a child, its app is tied to the parent."""
     found = _load(app, token, pid, command_line, file)
     if os.getpid() != pid:
-        found.use_gateway(UplinkGateway(upcall))
+        found.use_gateway(UplinkGateway(upcall, reply_to))
     return TaskExecutor(found, hostname)
 
 
 def preload(
-    *, app: str | None, token: int, pid: int, hostname: str, command_line: Mapping[str, Any], file: str | None
+    *,
+    app: str | None,
+    token: int,
+    pid: int,
+    command_line: Mapping[str, Any],
+    file: str | None,
+    **of_children: object,
 ) -> None:
     """Import what a child will need, once, in the process that children are forked from."""
     found = _load(app, token, pid, command_line, file)
@@ -128,9 +135,7 @@ class TaskExecutor:
 
     def _read(self, message: Message) -> Invocation:
         body = self._app.codec.decode(message.body, message.content_type, message.headers.get("compression"))
-        invocation = protocol.read_invocation(message.headers, body, self._timezone)
-        followups.check_supported(invocation.embed)
-        return invocation
+        return protocol.read_invocation(message.headers, body, self._timezone)
 
     def _run(self, message: Message, queue: str, count: int, started: float) -> Outcome:
         try:
@@ -138,12 +143,17 @@ class TaskExecutor:
         except DecodeError as exc:
             return self._records.ended(Verdict.UNREADABLE, message, exc)
         try:
+            followups.check_supported(invocation.embed)
             task = self._app.tasks[invocation.task]
+        except DecodeError as exc:
+            return self._records.ended(Verdict.UNREADABLE, message, exc, invocation=invocation)
         except errors.UnknownTask as exc:
-            return self._records.ended(Verdict.UNKNOWN_TASK, message, exc)
+            return self._records.ended(Verdict.UNKNOWN_TASK, message, exc, invocation=invocation)
         request = Request(
             task=task, invocation=invocation, message=message, delivery_count=count, hostname=self._hostname
         )
+        if invocation.eta is not None and (wait := invocation.eta - self._app.clock.time()) > protocol.EARLY:
+            return Outcome(verdict=Verdict.RETURNED, task_id=request.id, task=task.name, delay=wait)
         if invocation.expires is not None and self._app.clock.time() > invocation.expires:
             return self._finish(request, queue, Verdict.EXPIRED, State.REVOKED, errors.TaskRevoked("expired"))
         if task.options.track_started:
@@ -192,9 +202,7 @@ class TaskExecutor:
         """The innermost call: arguments as annotated, then the function, on an event loop if it is ``async``."""
         task, args, kwargs = request.task, request.args, request.kwargs
         if task.options.typed:
-            from umbel import typed
-
-            args, kwargs = typed.structure_arguments(task.run, task.bind, args, kwargs)
+            args, kwargs = typing_of_tasks().structure_arguments(task.run, task.bind, args, kwargs)
         value = task(*args, **kwargs)
         return self._await(value) if inspect.iscoroutine(value) else value
 
@@ -217,9 +225,7 @@ class TaskExecutor:
         task = request.task
         plain = value
         if task.options.typed:
-            from umbel.typed import unstructure
-
-            plain = unstructure(value, f"the result of task {task.name!r}")
+            plain = typing_of_tasks().unstructure(value, f"the result of task {task.name!r}")
         messages = followups.on_success(self._app, request, plain)
         children = (*request.children, *(m.id for m in messages))
         try:
@@ -274,8 +280,12 @@ class TaskExecutor:
             logger.exception("the errbacks of task %s[%s] cannot be sent", request.task.name, request.id)
             messages = []
         for plain in request.invocation.embed.chain if state is State.FAILURE else ():
-            if later := (plain.get("options") or {}).get("task_id"):
-                results += self._records.final(str(later), state, exc, headers={"task": plain["task"]})
+            options = plain.get("options") or {}
+            if later := options.get("task_id"):
+                reply = {"reply_to": options.get("reply_to") or request.message.properties.get("reply_to")}
+                results += self._records.final(
+                    str(later), state, exc, headers={"task": plain["task"]}, properties=reply
+                )
         return Outcome(
             verdict=verdict,
             task_id=request.id,
@@ -299,9 +309,13 @@ class TaskExecutor:
         exc = cls(detail)
         try:
             invocation = self._read(message)
+        except DecodeError:
+            return self._records.ended(verdict, message, exc)
+        try:
+            followups.check_supported(invocation.embed)
             task = self._app.tasks[invocation.task]
         except (DecodeError, errors.UnknownTask):
-            return self._records.ended(verdict, message, exc)
+            return self._records.ended(verdict, message, exc, invocation=invocation)
         request = Request(task=task, invocation=invocation, message=message, delivery_count=count)
         outcome = self._finish(request, queue, verdict, State.FAILURE, exc)
         self._handle(task, "on_failure", exc, request.id, request.args, request.kwargs, detail)
@@ -327,6 +341,7 @@ class TaskExecutor:
             state,
             value,
             headers=request.message.headers or {"task": request.task.name, "group": request.group},
+            properties=request.message.properties,
             traceback=traceback,
             children=children,
             queue=queue,

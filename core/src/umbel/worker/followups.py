@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from umbel import protocol
 from umbel.canvas.signature import Signature
 from umbel.errors import DecodeError
-from umbel.model import Message, TaskOptions, evolve
+from umbel.model import Message, TaskOptions, evolve, without_route
 from umbel.protocol import BROKER_HEADERS, Invocation
 
 if TYPE_CHECKING:
@@ -21,12 +21,15 @@ _CALL_OPTIONS = frozenset(
         "task_id", "countdown", "eta", "expires", "queue", "priority", "serializer", "compression", "headers", "link",
         "link_error", "time_limit", "soft_time_limit", "ignore_result", "shadow", "argsrepr", "kwargsrepr", "reply_to",
         "root_id", "parent_id", "group_id", "group_index", "chain", "chord", "retries", "replaced_task_nesting", "origin",
+        "exchange", "routing_key",
     }
 )  # fmt: skip
 
 
 def check_supported(embed: protocol.Embed) -> None:
     """Refuse what this kernel cannot carry through. Raises ``DecodeError``."""
+    if embed is protocol.NO_EMBED:
+        return
     if embed.chord is not None:
         raise DecodeError("the message is part of a chord, and no workflow engine is installed to complete it")
     for plain in (*embed.callbacks, *embed.errbacks):
@@ -88,7 +91,7 @@ def retry_message(message: Message, invocation: Invocation, queue: str, due: flo
         "eta": None if due is None else protocol.format_time(due),
         "parent_id": invocation.id,
     }
-    return evolve(message, queue=queue, headers=headers, due=due)
+    return evolve(message, queue=queue, headers=headers, due=due, properties=without_route(message.properties))
 
 
 def on_success(app: Umbel, request: Request, result: Any) -> list[Message]:
@@ -128,8 +131,12 @@ def _messages(
     for name in ("eta", "expires"):  # JSON has no times
         if isinstance(moment := options.get(name), str):
             options[name] = datetime.fromtimestamp(protocol.parse_time(moment, app.timezone) or 0, UTC)
+    if "exchange" not in options:  # a queue is named by itself
+        options.pop("routing_key", None)
     if chain is not None:
         options["chain"] = [*chain]
+    if reply_to := request.message.properties.get("reply_to"):  # who sent the first of them waits for the others too
+        options.setdefault("reply_to", reply_to)
     options.setdefault("root_id", request.root_id)
     options.setdefault("parent_id", request.id)
     declared = app.tasks[signature.task].declared if signature.task in app.tasks else TaskOptions()

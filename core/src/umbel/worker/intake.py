@@ -5,28 +5,33 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 import time
 from collections import deque
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from umbel.errors import BrokerUnavailable, DecodeError, TaskRevoked
-from umbel.model import Delivery, Outcome, QueueSpec, State, TaskOptions, Verdict
+from umbel.model import Delivery, Outcome, State, TaskOptions, Verdict
 from umbel.ports.step import Step
 from umbel.ports.transport import Credit
-from umbel.protocol import parse_time
+from umbel.protocol import EARLY, parse_time
 from umbel.worker import settle
 from umbel.worker.limits import RateLimiter, parse_rate
 
 if TYPE_CHECKING:
-    from umbel.worker.settlement import Held
+    from umbel.worker.held import Held
     from umbel.worker.worker import Worker
 
 logger = logging.getLogger("umbel.worker")
 
 _PATIENCE = 0.25
 """Seconds for which a delivery may wait behind others that run, while none of them ends."""
+_ELSEWHERE = 1.0
+"""Seconds for which a message that may not start here beside another is left to other workers."""
+_CLOSING = 5.0
+"""Seconds that a consumer has to give back what it has claimed and not handed out."""
 _RETRY_PAUSE = (0.1, 5.0)
 """First and longest pause in seconds before a lost broker session is built again."""
 
@@ -49,6 +54,7 @@ class Intake(Step):
         self._session: asyncio.Task[None] | None = None
         self._patience: asyncio.Task[None] | None = None
         self._stalled_at: int | None = None
+        self._changing = asyncio.Lock()
         self.queues = list(worker.queues)
         self.last_poll: float | None = None
         """``time.monotonic()`` of the last answer of the broker; None before the first."""
@@ -56,23 +62,48 @@ class Intake(Step):
 
     async def start(self, worker: Worker) -> None:
         self.refill()
-        self._session = asyncio.create_task(self._consume(), name="umbel-intake")
+        self._begin()
         self._patience = asyncio.create_task(self._give_back_what_waits(), name="umbel-patience")
-        worker.watch(self._session)
         worker.watch(self._patience)
 
-    async def stop(self, worker: Worker) -> None:
+    def _begin(self) -> None:
+        self._session = asyncio.create_task(self._consume(), name="umbel-intake")
+        self._worker.watch(self._session)
+
+    async def consume_from(self, queues: Sequence[str]) -> None:
+        """Consume exactly these queues from now on. What was claimed from others is run; the session stays."""
+        async with self._changing:
+            self.queues = list(queues)
+            if self._session is not None:
+                await self._end()
+                if not self._worker.stopping:
+                    self._begin()
+
+    async def _end(self) -> None:
         if self._session is not None:
             self._session.cancel()
-            await asyncio.wait([self._session])
+            _, unended = await asyncio.wait([self._session], timeout=_CLOSING)
+            if unended:  # what it holds comes back with its session, or by its lease
+                logger.error("the broker's consumer has not closed within %g s, and is left behind", _CLOSING)
+
+    async def stop(self, worker: Worker) -> None:
+        async with self._changing:
+            await self._end()
         if self._patience is not None:
             self._patience.cancel()
         self._give_back_suspects()
 
-    def _give_back_suspects(self) -> None:
-        for held in self._suspects:
+    def _give_back_suspects(self, *, delay: float = 0.0, which: Callable[[Held], bool] = lambda _: True) -> None:
+        back = [held for held in self._suspects if which(held)]
+        self._suspects = deque(held for held in self._suspects if held not in back)
+        for held in back:
+            held.delay = delay
             self._worker.settlement.end(held, _returned(held))
-        self._suspects.clear()
+
+    def _on_last_start(self, held: Held) -> bool:
+        """Whether the start of a redelivered message would be its last one."""
+        marks = self._worker.gateway.transport.capabilities.start_marks
+        return held.max_deliveries - settle.starts_so_far(held.delivery, marks) == 1
 
     async def _give_back_what_waits(self) -> None:
         """Hoard nothing behind long tasks: what no slot has started for a while may start at once in another worker."""
@@ -81,6 +112,8 @@ class Intake(Step):
             before = settlement.ended
             await asyncio.sleep(_PATIENCE)
             held = settlement.held.values()
+            if settlement.ended == before and self._last_start in settlement.held:
+                self._give_back_suspects(delay=_ELSEWHERE, which=self._on_last_start)
             if (
                 settlement.ended == before
                 and len(held) > self._worker.concurrency
@@ -103,10 +136,10 @@ class Intake(Step):
     async def _consume(self) -> None:
         """Law 5: one session after another, each built from the desired state."""
         pause = _RETRY_PAUSE[0]
-        while True:
+        while self.queues:
             transport = self._worker.gateway.transport
             try:
-                await transport.declare(self._specs())
+                await self._worker.gateway.declare(transport, self.queues)
                 stream = transport.consume(self.queues, credit=self.credit, lease=self._worker.settings.broker.lease)
                 async with contextlib.aclosing(stream):  # type: ignore[type-var]  # an async generator, as every driver's is
                     while True:
@@ -119,26 +152,18 @@ class Intake(Step):
                 silent = f"the broker has been silent for {self._worker.settings.worker.watchdog:g} s"
                 reason = silent if isinstance(exc, TimeoutError) else exc
                 logger.warning("broker session lost, building a new one in %.1f s: %s", pause, reason)
+                self._worker.settlement.set_adrift()
                 await self._worker.gateway.replace_transport(transport)
                 await asyncio.sleep(pause * random.uniform(0.5, 1))  # jitter, not a secret
                 pause = min(pause * 2, _RETRY_PAUSE[1])
-
-    def _specs(self) -> list[QueueSpec]:
-        known = self._worker.settings.queues
-        return [
-            QueueSpec(
-                name=name, type=known[name].type, max_priority=known[name].max_priority, arguments=known[name].arguments
-            )
-            if name in known
-            else QueueSpec(name=name)
-            for name in self.queues
-        ]
 
     # --- admission ---
 
     async def _admit(self, batch: Sequence[Delivery]) -> None:
         ready: list[Held] = []
         for delivery in batch:
+            if self._worker.settlement.adopt(delivery):
+                continue
             if self._received:
                 self._received(delivery=delivery)
             held = self._worker.settlement.hold(delivery, self._options(delivery))
@@ -185,12 +210,11 @@ class Intake(Step):
         held_now = self._worker.settlement.held
         self._suspects_out &= held_now.keys()
         room = self._worker.concurrency - len(self._suspects_out)
-        marks = self._worker.gateway.transport.capabilities.start_marks
         chosen: list[Held] = []
         passed: list[Held] = []
         while self._suspects and len(chosen) < room:
             held = self._suspects.popleft()
-            if held.max_deliveries - settle.starts_so_far(held.delivery, marks) == 1:
+            if self._on_last_start(held):
                 if self._last_start in held_now:
                     passed.append(held)
                     continue
@@ -206,17 +230,20 @@ class Intake(Step):
             return False
         self._suspects_out.update(held.job_id for held in chosen)
         lease = self._worker.settings.broker.lease
+        deliveries = [held.delivery for held in chosen]
         try:
-            ours = await self._worker.gateway.transport.renew(
-                [held.delivery for held in chosen], lease=lease, starting=True
-            )
+            ours = await self._worker.gateway.transport.renew(deliveries, lease=lease, starting=True)
         except BrokerUnavailable:
             for held in chosen:
                 settlement.end(held, _returned(held))
             raise
         marks = self._worker.gateway.transport.capabilities.start_marks
         ready: list[Held] = []
-        for held, still in zip(chosen, ours, strict=True):
+        for held, delivery, still in zip(chosen, deliveries, ours, strict=True):
+            if not still and held.delivery is not delivery:  # come again meanwhile
+                self._suspects.append(held)
+                self._suspects_out.discard(held.job_id)
+                continue
             if not still:
                 settlement.drop(held)
                 continue
@@ -252,18 +279,26 @@ class Intake(Step):
         # A first handing-out is another message of the same id: the retry, say, of the one that was not settled.
         if held.delivery.count > 1 and message.id in self._worker.settlement.unsettled:
             return self._worker.settlement.unsettled.pop(message.id)
-        if message.id in self._worker.revoked:
+        if message.id in self._worker.operations.revoked:
             return records.ended(Verdict.REVOKED, message, TaskRevoked("revoked"), state=State.REVOKED)
         try:
             expires = parse_time(message.headers.get("expires"), self._app.timezone)
+            eta = parse_time(message.headers.get("eta"), self._app.timezone)
         except DecodeError as exc:
             return records.ended(Verdict.UNREADABLE, message, exc)
         if expires is not None and now > expires:
             return None  # the executor says so, and sends the errbacks that only the body knows
+        if eta is not None and eta - now > EARLY:  # from a sender that leaves it to the worker to keep the time
+            held.delay = min(eta - now, self._worker.gateway.transport.capabilities.max_delay or math.inf)
+            return _returned(held)
         if held.options.rate_limit and (wait := self._wait(message.task, held.options.rate_limit, message.id, now)):
             held.delay = wait
             return _returned(held)
         return None
+
+    def forget_rate(self, task: str) -> None:
+        """The task's rate limit has changed: what was reserved under the former one is void."""
+        self._limiters.pop(task, None)
 
     def _wait(self, task: str, rate: str, task_id: str, now: float) -> float:
         limiter = self._limiters.get(task)

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from typing import Final
 
 from umbel.errors import SettingsError
-from umbel.settings import schema
+from umbel.settings import units
 
 _TOLERANCE: Final = 0.001
 """Seconds by which a start may come early: less than a way through the queue costs."""
@@ -17,7 +17,7 @@ _REMEMBERED: Final = 100_000
 def parse_rate(text: str) -> float:
     """``10/s``, ``100/m``, ``5/h``, ``2/d`` as starts a second. Raises ``SettingsError``."""
     try:
-        return schema.parse_rate(text)
+        return units.parse_rate(text)
     except ValueError as exc:
         raise SettingsError([f"rate_limit {text!r} {exc}"]) from None
 

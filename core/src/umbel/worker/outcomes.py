@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from umbel import protocol
@@ -12,6 +12,7 @@ from umbel.model import Message, Outcome, Result, State, Verdict
 if TYPE_CHECKING:
     from umbel.app import Umbel
     from umbel.codec import Encoded
+    from umbel.protocol import Invocation
 
 
 class Records:
@@ -34,12 +35,16 @@ class Records:
         value: Any,
         *,
         headers: Mapping[str, Any],
+        properties: Mapping[str, Any],
         traceback: str | None = None,
         children: Sequence[str] = (),
         queue: str = "",
         call: tuple[Sequence[Any], Mapping[str, Any]] | None = None,
     ) -> tuple[Result, ...]:
-        """The record of a task's end, or of its retry. ``value``: plain, or an exception. Raises ``EncodeError``."""
+        """The record of a task's end, or of its retry; ``headers`` and ``properties`` of its message.
+
+        ``value``: plain, or an exception. Raises ``EncodeError``.
+        """
         if not self.kept or not task_id or not _is_text(task_id):
             return ()
         extra: dict[str, Any] = {}
@@ -55,22 +60,20 @@ class Records:
             }
             extra = {name: self._plain_or_repr(item) for name, item in wanted.items()}
 
-        def encode(result: Any, traceback: str | None = None) -> Encoded:
-            document = protocol.result_document(
-                task_id,
-                state,
-                result,
-                traceback=traceback,
-                children=[[[child, task_id], None] for child in children],
-                done=None if state is State.RETRY else self._app.clock.time(),
-                group_id=_text(headers.get("group")),
-                parent_id=_text(headers.get("parent_id")),
-                extra=extra,
-            )
-            return self._app.result_codec.encode(document)
-
-        is_exception = isinstance(value, BaseException)
-        encoded = self._encode_exception(encode, value, traceback) if is_exception else encode(value)
+        failed = isinstance(value, BaseException)
+        document = protocol.result_document(
+            task_id,
+            state,
+            None if failed else value,
+            children=[[[child, None], None] for child in children],
+            done=None if state is State.RETRY else self._app.clock.time(),
+            group_id=_text(headers.get("group")),
+            parent_id=_text(headers.get("parent_id")),
+            extra=extra,
+        )
+        encoded = (
+            self._encode_exception(document, value, traceback) if failed else self._app.result_codec.encode(document)
+        )
         return (
             Result(
                 task_id=task_id,
@@ -79,23 +82,26 @@ class Records:
                 content_type=encoded.content_type,
                 content_encoding=encoded.content_encoding,
                 expires=self._results.expires,
+                reply_to=_text(properties.get("reply_to")),
+                correlation_id=_text(properties.get("correlation_id")),
             ),
         )
 
-    def _encode_exception(
-        self, encode: Callable[[Any, str | None], Encoded], exc: BaseException, traceback: str | None
-    ) -> Encoded:
+    def _encode_exception(self, document: dict[str, Any], exc: BaseException, traceback: str | None) -> Encoded:
         """As it is where that can be stored; else with the repr of its arguments; where that is too large, cut short."""
-        plain = protocol.exception_to_plain(exc)
+        encode = self._app.result_codec.encode
+        document["result"] = plain = protocol.exception_to_plain(exc)
+        document["traceback"] = traceback
         try:
-            return encode(plain, traceback)
+            return encode(document)
         except EncodeError:
             plain["exc_message"] = [self._plain_or_repr(arg) for arg in plain["exc_message"]]
         try:
-            return encode(plain, traceback)
+            return encode(document)
         except EncodeError:
             plain["exc_message"] = [protocol.short_repr(plain["exc_message"])]
-            return encode(plain, traceback and traceback[-protocol.REPR_LIMIT :])
+            document["traceback"] = traceback and traceback[-protocol.REPR_LIMIT :]
+            return encode(document)
 
     def _plain_or_repr(self, value: Any) -> Any:
         try:
@@ -103,6 +109,12 @@ class Records:
         except EncodeError:
             return protocol.short_repr(value)
         return value
+
+    def refused(self, result: Result, message: Message, exc: BaseException) -> tuple[Result, ...]:
+        """The record of a failure in place of ``result``, which the result store does not take."""
+        headers = message.headers if result.task_id == message.id else {}
+        properties = {"reply_to": result.reply_to, "correlation_id": result.correlation_id}
+        return self.final(result.task_id, State.FAILURE, exc, headers=headers, properties=properties)
 
     def ended(
         self,
@@ -112,14 +124,20 @@ class Records:
         *,
         state: State = State.FAILURE,
         detail: str = "",
+        invocation: Invocation | None = None,
     ) -> Outcome:
-        """An end without a call: expired, revoked, unknown, unreadable. The result is stored if the id is known."""
-        ignored = bool(message.headers.get("ignore_result"))
+        """An end without a call: expired, revoked, unknown, unreadable. The result is stored if the id is known.
+
+        ``invocation``: the body, where it was read; of protocol 1 it alone knows the id.
+        """
+        headers, properties = message.headers, message.properties
+        ignored = bool(headers.get("ignore_result"))
+        id, task = message.id or (invocation.id if invocation else ""), message.task
         return Outcome(
             verdict=verdict,
-            task_id=message.id,
-            task=message.task,
-            results=() if ignored else self.final(message.id, state, exc, headers=message.headers),
+            task_id=id,
+            task=task or (invocation.task if invocation else ""),
+            results=() if ignored else self.final(id, state, exc, headers=headers, properties=properties),
             detail=detail or str(exc),
         )
 

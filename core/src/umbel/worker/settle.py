@@ -15,7 +15,6 @@ REJECT_PAUSE: Final = 1.0
 """Seconds before a task that raised ``Reject(requeue=True)`` is offered again."""
 
 _FIXED: Final[Mapping[Verdict, Action]] = {
-    Verdict.SUCCESS: Action.ACK,
     Verdict.FAILURE: Action.ACK,
     Verdict.RETRY: Action.ACK,
     Verdict.IGNORED: Action.ACK,
@@ -56,13 +55,15 @@ def decide(
     ``starts``: how often its work has begun, this time included. ``dead_letter``: the task wants its failures kept.
     """
     verdict = outcome.verdict
+    if verdict is Verdict.SUCCESS:  # almost always, and before anything that asks an enum for its hash
+        return Settlement(delivery=delivery, action=Action.ACK)
     if dead_letter and verdict in (Verdict.FAILURE, Verdict.TIMED_OUT):
         return Settlement(delivery=delivery, action=Action.DEAD, cause=_cause(outcome))
     if (action := _FIXED.get(verdict)) is not None:
         return Settlement(delivery=delivery, action=action, cause=_cause(outcome) if action is Action.DEAD else "")
     match verdict:
         case Verdict.RETURNED | Verdict.CANCELLED:
-            return Settlement(delivery=delivery, action=Action.REQUEUE, counted=False)
+            return Settlement(delivery=delivery, action=Action.REQUEUE, counted=False, delay=outcome.delay)
         case Verdict.REQUEUED:  # it has run to its end: not counted, but with a pause, so that it does not spin
             return Settlement(delivery=delivery, action=Action.REQUEUE, counted=False, delay=REJECT_PAUSE)
         case Verdict.UNKNOWN_TASK if delivery.count < UNKNOWN_TASK_TRIES:

@@ -7,32 +7,35 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
-
-from attrs import define, field
+from collections.abc import Awaitable, Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 from umbel import errors
-from umbel.errors import BrokerUnavailable, DecodeError, NotSupported, PublishError, ResultStoreUnavailable, UmbelError
+from umbel.errors import (
+    BrokerUnavailable,
+    DecodeError,
+)
 from umbel.model import (
     Action,
     Completion,
     Delivery,
     Ending,
     Job,
-    Message,
     Outcome,
     Settlement,
     State,
     TaskOptions,
     Verdict,
     evolve,
+    without_route,
 )
 from umbel.ports.step import Step
 from umbel.protocol import read_limits
 from umbel.worker import settle
+from umbel.worker.held import End, Held
+from umbel.worker.logs import log_end
+from umbel.worker.outbox import Outbox
 
 if TYPE_CHECKING:
     from umbel.worker.worker import Worker
@@ -51,39 +54,6 @@ _UNSETTLED_KEPT = 10_000
 """Outcomes remembered of tasks that ended while the broker could not be told."""
 
 
-@define(eq=False)
-class Held:
-    """One delivery from claim to settlement: the one mutable record of its execution."""
-
-    delivery: Delivery
-    options: TaskOptions
-    job_id: int
-    max_deliveries: int
-    leased_until: float | None
-    starts: int = 1
-    """How often its work has begun, this time included."""
-    delay: float = 0.0
-    """Seconds that a return to the queue is to wait."""
-    settled: bool = False
-    """Acknowledged early: nothing is left to tell the broker."""
-    lost: bool = False
-    """The lease has passed to another: nothing of what is done here counts any more."""
-    concluding: Verdict | None = None
-    """The pool was asked to write the end of a task whose process was lost or killed."""
-
-    def extend(self, until: float) -> None:
-        """The broker has extended the lease."""
-        if self.leased_until is not None:
-            self.leased_until = until
-
-
-@define
-class _End:
-    held: Held
-    outcome: Outcome
-    settlement: Settlement | None = field(default=None)
-
-
 class SettlementStep(Step):
     """Holds every unsettled delivery, and ends each exactly once."""
 
@@ -94,13 +64,12 @@ class SettlementStep(Step):
         self._worker = worker
         self._app = worker.app
         self._next_job = 1
-        self._ends: list[_End] = []
+        self._ends: list[End] = []
         self._some = asyncio.Event()
         self._closing = False
         self._loop_task: asyncio.Task[None] | None = None
         self._observe = worker.app.plugins.observer("umbel_task_settled")
-        self._before_publish = worker.app.plugins.observer("umbel_before_publish")
-        self._after_publish = worker.app.plugins.observer("umbel_after_publish")
+        self._outbox = Outbox(worker)
         self.held: dict[int, Held] = {}
         """Every delivery that is not settled yet, by job id."""
         self.unsettled: OrderedDict[str, Outcome] = OrderedDict()
@@ -174,12 +143,32 @@ class SettlementStep(Step):
 
     async def acknowledge_early(self, batch: Sequence[Held]) -> None:
         """Settle before the start (``ack="early"``), and drop what has passed to another. Raises ``BrokerUnavailable``."""
-        settlements = [Settlement(delivery=held.delivery, action=Action.ACK) for held in batch]
-        ours = await self._worker.gateway.transport.settle(settlements)
-        for held, done in zip(batch, ours, strict=True):
-            held.settled = done
-            if not done:
-                self.drop(held)
+        while batch:
+            settlements = [Settlement(delivery=held.delivery, action=Action.ACK) for held in batch]
+            ours = await self._worker.gateway.transport.settle(settlements)
+            for held, settlement, done in zip(batch, settlements, ours, strict=True):
+                held.settled = done
+                if not done and held.delivery is settlement.delivery:
+                    self.drop(held)
+            batch = [held for held in batch if not held.settled and held.job_id in self.held]  # come again meanwhile
+
+    def adopt(self, delivery: Delivery) -> bool:
+        """Whether this redelivery is of something held here; it is not started beside itself then, but goes on as it is."""
+        now = self._app.clock.time()
+        if (
+            delivery.count <= 1
+            or (mine := next((h for h in self.held.values() if h.awaits(delivery, now)), None)) is None
+        ):
+            return False
+        mine.adopt(delivery)
+        self._worker.intake.credit.give(1)
+        logger.info("task %s[%s] has come again and goes on", delivery.message.task, delivery.message.id)
+        return True
+
+    def set_adrift(self) -> None:
+        """The broker's session is lost: what is held by it alone will be handed out again."""
+        for held in self.held.values():
+            held.adrift = held.leased_until is None
 
     # --- ends ---
 
@@ -189,9 +178,10 @@ class SettlementStep(Step):
             self.ended += completion.ending is not Ending.RETURNED
             if (held := self.held.get(completion.job_id)) is None:
                 continue
+            self._worker.starts.ended(held, completion)
             if completion.ending is Ending.DONE and completion.payload is not None:
                 outcome = Outcome.from_plain(completion.payload)
-                stopped = outcome.verdict is Verdict.CANCELLED and outcome.task_id in self._worker.revoked
+                stopped = outcome.verdict is Verdict.CANCELLED and outcome.task_id in self._worker.operations.revoked
                 self.end(held, self._revoked(held) if stopped else outcome)
             else:
                 self._end_without_word(held, completion)
@@ -205,7 +195,7 @@ class SettlementStep(Step):
             held.settled or verdict is not Verdict.RETURNED
         ):  # it died too: no more of it
             verdict, held.starts = held.concluding, max(held.starts, held.max_deliveries)
-        elif verdict is Verdict.CANCELLED and message.id in self._worker.revoked:
+        elif verdict is Verdict.CANCELLED and message.id in self._worker.operations.revoked:
             self.end(held, self._revoked(held))
             return
         elif verdict is Verdict.TIMED_OUT and (limit := self.job(held).time_limit):
@@ -231,9 +221,12 @@ class SettlementStep(Step):
     def end(self, held: Held, outcome: Outcome) -> None:
         """A delivery has come to its outcome; it is settled soon."""
         if held.settled and outcome.verdict is Verdict.RETURNED:  # acknowledged early, but never started: sent again
-            again = evolve(held.delivery.message, queue=held.delivery.queue)
+            message = held.delivery.message
+            due = self._app.clock.time() + outcome.delay if outcome.delay else message.due
+            properties = without_route(message.properties)
+            again = evolve(message, queue=held.delivery.queue, due=due, properties=properties)
             outcome = evolve(outcome, follow_ups=(again,))
-        self._ends.append(_End(held, outcome))
+        self._ends.append(End(held, outcome))
         self._some.set()
 
     def drop(self, held: Held) -> None:
@@ -264,24 +257,27 @@ class SettlementStep(Step):
             elif self._closing:
                 return
 
-    async def _settle(self, ends: list[_End]) -> None:
+    async def _settle(self, ends: list[End]) -> None:
         await self._check_leases(ends)
         live = [end for end in ends if not end.held.lost]
-        await self._publish(live)
+        await self._outbox.publish(live)
         for end in live:
             end.settlement = self._decide(end)
         # What goes back to its queue has not ended: a final record would stand against the one that it will get.
         ended = [e for e in live if e.held.settled or not (e.settlement and e.settlement.action is Action.REQUEUE)]
-        if results := [result for end in ended for result in end.outcome.results]:
-            await self._insist(lambda: self._worker.gateway.store.put(results), ResultStoreUnavailable, "result store")
-        pending = [(end, s) for end in live if (s := end.settlement) is not None and not end.held.settled]
-        if pending:
+        await self._outbox.store(ended)
+        if pending := [end for end in live if not end.held.settled]:
             await self._tell(pending)
-        for end in ends:
+        told = set(live)
+        over = [end for end in ends if end in told or end.held.lost]
+        if len(over) < len(ends):  # given up for lost, and come again meanwhile
+            self._ends += [end for end in ends if end not in over]
+            self._some.set()
+        for end in over:
             self._report(end)
-        self._forget([end.held for end in ends])
+        self._forget([end.held for end in over])
 
-    def _decide(self, end: _End) -> Settlement:
+    def _decide(self, end: End) -> Settlement:
         held = end.held
         settlement = settle.decide(
             end.outcome,
@@ -290,11 +286,13 @@ class SettlementStep(Step):
             max_deliveries=held.max_deliveries,
             dead_letter=held.options.dead_letter,
         )
+        if settlement.action is Action.REQUEUE and held.concluding is not None:  # its start did end in a loss
+            settlement = evolve(settlement, counted=True)
         return (
             evolve(settlement, delay=held.delay) if held.delay and settlement.action is Action.REQUEUE else settlement
         )
 
-    async def _check_leases(self, ends: Sequence[_End]) -> None:
+    async def _check_leases(self, ends: Sequence[End]) -> None:
         """Law of the late worker: what outlived its lease here asks the broker first whether it still counts."""
         now = self._app.clock.time()
         doubtful = [
@@ -305,91 +303,48 @@ class SettlementStep(Step):
         if doubtful:
             deliveries = [held.delivery for held in doubtful]
             lease = self._worker.settings.broker.lease
-            ours = await self._insist(
+            ours = await self._outbox.insist(
                 lambda: self._worker.gateway.transport.renew(deliveries, lease=lease), BrokerUnavailable, "broker"
             )
-            for held, still in zip(doubtful, ours, strict=True):
-                held.lost = not still
+            for held, delivery, still in zip(doubtful, deliveries, ours, strict=True):
+                held.lost = not still and held.delivery is delivery
 
-    async def _publish(self, ends: Sequence[_End]) -> None:
-        """Publish follow-ups; a message that the broker refuses makes its own task a dead letter, no other's."""
-        messages = [message for end in ends for message in end.outcome.follow_ups]
-        if not messages:
-            return
-        try:
-            await self._insist(lambda: self._send(messages), BrokerUnavailable, "broker")
-        except (PublishError, NotSupported):
-            for end in ends:
-                follow_ups = list(end.outcome.follow_ups)
-                try:
-                    if follow_ups:
-                        await self._insist(lambda m=follow_ups: self._send(m), BrokerUnavailable, "broker")  # type: ignore[misc]  # the default binds the loop's variable
-                except (PublishError, NotSupported) as exc:
-                    detail = f"a follow-up was refused by the broker: {exc}"
-                    message = end.held.delivery.message
-                    end.outcome = self._worker.records.ended(Verdict.REJECTED, message, exc, detail=detail)
+    async def _tell(self, ends: Sequence[End]) -> None:
+        """Settle; what comes again while it is being told is told once more, for the new handing-out."""
+        pending = ends
 
-    async def _send(self, messages: Sequence[Message]) -> None:
-        if self._before_publish:
-            self._before_publish(messages=messages)
-        await self._worker.gateway.do_publish(messages, self._worker.settings.broker.publish_timeout)
-        if self._after_publish:
-            self._after_publish(messages=messages)
+        def settle() -> Awaitable[Sequence[bool]]:
+            settlements: list[Settlement] = []
+            for end in pending:
+                settlement = end.settlement
+                if settlement is None or settlement.delivery is not end.held.delivery:
+                    settlement = end.settlement = self._decide(end)
+                settlements.append(settlement)
+            return self._worker.gateway.transport.settle(settlements)
 
-    async def _tell(self, pending: Sequence[tuple[_End, Settlement]]) -> None:
-        settlements = [settlement for _, settlement in pending]
-        carried_out = await self._insist(
-            lambda: self._worker.gateway.transport.settle(settlements), BrokerUnavailable, "broker"
-        )
-        for (end, _), done in zip(pending, carried_out, strict=True):
-            if done:
-                continue
-            end.held.lost = True
-            self.stale += 1
-            if end.outcome.verdict not in (Verdict.RETURNED, Verdict.CANCELLED, Verdict.LOST):
-                # Stored and told, but not settled: if the broker hands it out again, to us, it is not run again.
-                self.unsettled[end.outcome.task_id] = evolve(end.outcome, follow_ups=(), results=())
-                if len(self.unsettled) > _UNSETTLED_KEPT:
-                    self.unsettled.popitem(last=False)
+        while pending:
+            carried_out = await self._outbox.insist(settle, BrokerUnavailable, "broker")
+            for end, done in zip(pending, carried_out, strict=True):
+                if done:
+                    end.held.lost = False  # a renewal that came in between found it settled, by us
+                elif end.settlement is not None and end.settlement.delivery is end.held.delivery:
+                    self._settled_too_late(end)
+            pending = [e for e in ends if e.settlement is not None and e.settlement.delivery is not e.held.delivery]
 
-    async def _insist(self, call: Callable[[], Awaitable[Any]], passing: type[UmbelError], what: str) -> Any:
-        """Repeat a call through passing faults, until the worker's last words are over."""
-        pause = 0.05
-        while True:
-            transport = self._worker.gateway.transport
-            try:
-                return await call()
-            except passing as exc:
-                logger.warning("%s unavailable; finished work is kept and tried again in %.1f s: %s", what, pause, exc)
-                if passing is BrokerUnavailable:
-                    await self._worker.gateway.replace_transport(transport)
-            await asyncio.sleep(pause * random.uniform(0.5, 1))  # jitter, not a secret
-            pause = min(pause * 2, 5.0)
+    def _settled_too_late(self, end: End) -> None:
+        end.held.lost = True
+        self.stale += 1
+        if end.outcome.verdict not in (Verdict.RETURNED, Verdict.CANCELLED, Verdict.LOST):
+            # Stored and told, but not settled: if the broker hands it out again, to us, it is not run again.
+            self.unsettled[end.outcome.task_id] = evolve(end.outcome, follow_ups=(), results=())
+            if len(self.unsettled) > _UNSETTLED_KEPT:
+                self.unsettled.popitem(last=False)
 
-    def _report(self, end: _End) -> None:
+    def _report(self, end: End) -> None:
         outcome, delivery = end.outcome, end.held.delivery
-        name, task_id = outcome.task or delivery.message.task or "?", outcome.task_id
-        if end.held.lost:
-            logger.warning(
-                "task %s[%s]: its lease had passed to another worker; this end does not count", name, task_id
-            )
-            return
-        match outcome.verdict:
-            case Verdict.SUCCESS:
-                self.totals[name] = self.totals.get(name, 0) + 1
-                if logger.isEnabledFor(logging.DEBUG):
-                    logger.debug("task %s[%s] succeeded in %.3f s", name, task_id, outcome.runtime)
-            case Verdict.FAILURE | Verdict.TIMED_OUT:
-                self.totals[name] = self.totals.get(name, 0) + 1
-                text = f"\n{outcome.traceback}" if outcome.traceback else ""
-                logger.error("task %s[%s] failed: %s%s", name, task_id, outcome.detail, text)
-            case Verdict.RETRY | Verdict.EXPIRED | Verdict.REVOKED | Verdict.IGNORED:
-                logger.info("task %s[%s] %s: %s", name, task_id, outcome.verdict.value, outcome.detail)
-            case Verdict.RETURNED | Verdict.CANCELLED:
-                logger.debug("task %s[%s] given back: %s", name, task_id, outcome.verdict.value)
-            case _:
-                action = end.settlement.action.value if end.settlement else "?"
-                where = "to the dead letters" if action == Action.DEAD.value else "back to the queue"
-                logger.error("task %s[%s] %s, %s: %s", name, task_id, outcome.verdict.value, where, outcome.detail)
-        if self._observe and end.settlement is not None:
+        name = outcome.task or delivery.message.task or "?"
+        if not end.held.lost and outcome.verdict in (Verdict.SUCCESS, Verdict.FAILURE, Verdict.TIMED_OUT):
+            self.totals[name] = self.totals.get(name, 0) + 1
+        log_end(name, outcome, end.settlement, lost=end.held.lost)
+        if self._observe and end.settlement is not None and not end.held.lost:
             self._observe(settlement=end.settlement, outcome=outcome)

@@ -9,8 +9,8 @@ import secrets
 import signal
 import socket
 import threading
-from collections import OrderedDict
-from collections.abc import Coroutine, Sequence
+import time
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from types import FrameType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -23,16 +23,16 @@ from umbel.ports.step import Step
 from umbel.worker.control import Control
 from umbel.worker.intake import Intake
 from umbel.worker.limits import parse_rate
+from umbel.worker.operations import Operations
 from umbel.worker.outcomes import Records
 from umbel.worker.settlement import SettlementStep
+from umbel.worker.starts import Starts
 from umbel.worker.steps import in_order
 
 if TYPE_CHECKING:
     from umbel.app import Umbel
 
 logger = logging.getLogger("umbel.worker")
-
-_REVOKED_KEPT = 50_000
 
 
 class PoolStep(Step):
@@ -99,11 +99,14 @@ class RenewalStep(Step):
                 continue
             until = worker.app.clock.time() + lease
             try:
-                ours = await transport.renew([h.delivery for h in held], lease=lease)
+                deliveries = [h.delivery for h in held]
+                ours = await transport.renew(deliveries, lease=lease)
             except BrokerUnavailable as exc:
                 logger.warning("leases could not be renewed, trying again: %s", exc)
                 continue
-            for h, still in zip(held, ours, strict=True):
+            for h, delivery, still in zip(held, deliveries, ours, strict=True):
+                if h.delivery is not delivery:  # come again meanwhile, under a lease of its own
+                    continue
                 if still:
                     h.extend(until)
                 elif h.job_id in worker.settlement.held:  # not settled meanwhile
@@ -111,7 +114,10 @@ class RenewalStep(Step):
 
 
 class Worker:
-    """Runs tasks of one app until told to stop. Made on any thread; ``run`` belongs on the main thread."""
+    """Runs tasks of one app until told to stop. Made on any thread; ``run`` belongs on the main thread.
+
+    Plugins that hold it in a hook use ``app``, ``settings``, ``name``, ``incarnation``, ``operations`` and ``background``.
+    """
 
     def __init__(self, app: Umbel) -> None:
         """Make every component; nothing is connected yet. Raises ``SettingsError``, ``PluginError``, ``NotSupported``."""
@@ -133,8 +139,7 @@ class Worker:
             raise UmbelError("a worker cannot be started inside a worker's child")
         self.gateway = gateway
         self.records = Records(app, self.name)
-        self.revoked: OrderedDict[str, None] = OrderedDict()
-        """Ids of tasks that are not to run; the oldest are forgotten first."""
+        self.operations = Operations(self)
         self.stopping = False
         self.pool_started = threading.Event()
         self.failure: BaseException | None = None
@@ -203,8 +208,9 @@ class Worker:
 
     async def _main(self) -> None:
         self.settlement = SettlementStep(self)
+        self.starts = Starts(self)
         self.intake = Intake(self)
-        steps: list[Step] = [self.settlement, RenewalStep(), PoolStep(), self.intake, Control(self)]
+        steps: list[Step] = [self.settlement, RenewalStep(), PoolStep(), self.starts, self.intake, Control(self)]
         steps += self.app.plugins.contributions("umbel_add_steps", worker=self)
         self.steps = in_order(steps)
         ready, stopping, stopped = (
@@ -214,17 +220,32 @@ class Worker:
             stack.push_async_callback(self.gateway.close_components)
             await self._check_connection()
             for step in self.steps:
-                await step.start(self)
+                if not await self._start(step):
+                    break
                 stack.push_async_callback(step.stop, self)
-            logger.info("%s is ready", self.name)
-            if ready:
-                ready(worker=self)
-            await self._stop.wait()
+            else:
+                logger.info("%s is ready", self.name)
+                if ready:
+                    ready(worker=self)
+                await self._stop.wait()
             self.stopping = True
             if stopping:
                 stopping(worker=self)
         if stopped:
             stopped(worker=self)
+
+    async def _start(self, step: Step) -> bool:
+        """Start a component, unless the worker is told to stop before it is ready. Raises what ``start`` raises."""
+        starting, told = asyncio.ensure_future(step.start(self)), asyncio.ensure_future(self._stop.wait())
+        await asyncio.wait([starting, told], return_when=asyncio.FIRST_COMPLETED)
+        told.cancel()
+        if not starting.done():
+            starting.cancel()
+            await asyncio.wait([starting])
+        if starting.cancelled():
+            return False
+        starting.result()
+        return True
 
     async def _check_connection(self) -> None:
         """Answer a wrong address or password at once, instead of trying for ever."""
@@ -232,19 +253,12 @@ class Worker:
 
     # --- work ---
 
-    def revoke(self, task_ids: Sequence[str], *, terminate: bool = False) -> None:
-        """Do not run these tasks; with ``terminate``, end those that run. On the I/O loop."""
-        for task_id in task_ids:
-            self.revoked[task_id] = None
-            if len(self.revoked) > _REVOKED_KEPT:
-                self.revoked.popitem(last=False)
-        if terminate:
-            chosen = set(task_ids)
-            for held in list(self.settlement.held.values()):
-                if held.delivery.message.id in chosen:
-                    self._background(self.pool.cancel(held.job_id, force=True))
+    def wall(self, moment: float) -> float:
+        """A moment of ``time.monotonic()`` as Unix time."""
+        return self.app.clock.time() - (time.monotonic() - moment)
 
-    def _background(self, coroutine: Coroutine[Any, Any, object]) -> None:
+    def background(self, coroutine: Coroutine[Any, Any, object]) -> None:
+        """Run ``coroutine`` on the I/O loop, where the caller is, without waiting for it."""
         task = asyncio.ensure_future(coroutine)
         self._tasks.add(task)  # the loop keeps only weak references
         task.add_done_callback(self._tasks.discard)
@@ -260,6 +274,7 @@ class Worker:
             "hostname": self.name,
             "command_line": dict(sources["command_line"]),
             "file": None if sources["file"] is None else str(sources["file"]),
+            "reply_to": self.gateway.reply_to,
         }
         return PoolContext(
             factory=ExecutorFactory(target="umbel.worker.execution:make_executor", arguments=arguments),
@@ -286,6 +301,7 @@ class Worker:
             raise SettingsError(
                 [f"[codec] serializer is {codec.serializer!r}, which [codec] accept = {accept} refuses: add it there"]
             )
+        _ = self.gateway.transport
         _ = self.app.codec.accepted, self.app.codec.accepted_compression, self.app.result_codec.accepted
         if self.settings.schedules:
             logger.warning("[schedules] is read and checked, but no scheduler is installed: nothing is sent on time")

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from attrs import define, evolve, field, frozen
+from attrs import define, evolve, field, fields, frozen
 
 from umbel.errors import PublishRefused
 from umbel.model import (
@@ -30,6 +30,7 @@ from umbel.model import (
     dead_letter_queue,
 )
 from umbel.ports.transport import QueueDepth
+from umbel_memory.exchange import Exchange
 from umbel_memory.shared import Bell, Registry
 
 
@@ -153,15 +154,18 @@ class Broker:
         self._lock = threading.Lock()
         self._ticks = itertools.count(1)
         self._queues: dict[str, Queue] = {}
+        self._exchanges: dict[str, Exchange] = {}
         self._topics: dict[str, set[Listener]] = {}
 
     # --- messages -------------------------------------------------------------------------------
 
     def publish(self, messages: Sequence[Message], *, now: float) -> None:
         """Accept all of ``messages``, or none of them."""
-        entries = [_entry(message) for message in messages]
+        routed = any(message.properties.get("exchange") for message in messages)
         with self._lock:
-            for entry in entries:
+            if routed:
+                messages = [copy for message in messages for copy in self._routed(message)]
+            for entry in [_entry(message) for message in messages]:
                 self._accept(entry, now=now)
 
     def claim(self, names: Sequence[str], limit: int, *, lease: float, now: float) -> Sequence[Delivery]:
@@ -209,8 +213,17 @@ class Broker:
                 known = self._queues[spec.name].spec if spec.name in self._queues else None
                 if known is not None and known != spec:
                     raise PublishRefused(_difference(known, spec))
+                exchange = self._exchanges.get(spec.exchange or "")
+                if exchange is not None and exchange.type != spec.exchange_type:
+                    raise PublishRefused(
+                        f"queue {spec.name!r}: exchange {spec.exchange!r} exists with exchange_type {exchange.type!r}, not "
+                        f"{spec.exchange_type!r}"
+                    )
             for spec in specs:
                 self._queue(spec.name).spec = spec
+                if spec.exchange is not None:
+                    exchange = self._exchanges.setdefault(spec.exchange, Exchange(spec.exchange_type))
+                    exchange.bind(spec.name, spec.name if spec.routing_key is None else spec.routing_key)
 
     def purge(self, name: str, *, now: float) -> int:
         with self._lock:
@@ -268,6 +281,20 @@ class Broker:
         if (queue := self._queues.get(name)) is None:
             queue = self._queues[name] = Queue()
         return queue
+
+    def _routed(self, message: Message) -> Sequence[Message]:
+        """The copies of ``message`` that its exchange makes: one for each queue."""
+        if not (name := message.properties.get("exchange")):
+            return [message]
+        key = str(message.properties.get("routing_key") or "")
+        exchange = self._exchanges.get(name)
+        if exchange is None or not (queues := exchange.route(key)):
+            what = "there is no such exchange" if exchange is None else f"no queue is bound there under {key!r}"
+            raise PublishRefused(
+                f"message {message.id or '(no id)'} of task {message.task or '(no name)'} for exchange {name!r}: {what}; bind a "
+                "queue to it ([queues.NAME] exchange, routing_key)"
+            )
+        return [evolve(message, queue=queue) for queue in queues]
 
     def _accept(self, entry: Entry, *, now: float) -> None:
         queue = self._queue(entry.message.queue)
@@ -366,7 +393,7 @@ def _dead_letter(entry: Entry, queue: str, cause: str, *, now: float) -> Entry:
 
 
 def _difference(known: QueueSpec, wanted: QueueSpec) -> str:
-    pairs = {name: (getattr(known, name), getattr(wanted, name)) for name in ("type", "max_priority", "arguments")}
+    pairs = {field.name: (getattr(known, field.name), getattr(wanted, field.name)) for field in fields(QueueSpec)}
     told = ", ".join(f"{name} is {was!r}, not {now!r}" for name, (was, now) in pairs.items() if was != now)
     return f"queue {known.name!r} exists with other properties: {told}; purge and rename it, or declare it as it is"
 

@@ -13,7 +13,7 @@ from umbel.capabilities import ResultStoreCapabilities
 from umbel.errors import ResultStoreUnavailable
 from umbel.model import Lease, Result
 from umbel.ports.clock import Clock
-from umbel.ports.result_store import ClaimStore, JoinState, JoinStore, QueryableStore, ResultStore
+from umbel.ports.result_store import ClaimStore, JoinState, JoinStore, QueryableStore, ResultStore, surviving
 from umbel_memory.memory import Join, Waiter, memories
 from umbel_memory.shared import Session
 
@@ -40,12 +40,12 @@ class MemoryResultStore(ResultStore, JoinStore, ClaimStore, QueryableStore):
         await self._session.checkpoint()
         now = self.clock.time()
         with self._memory.lock:
-            for task_id, result in {result.task_id: result for result in results}.items():
-                known = self._memory.records.live(now).get(task_id)
+            for result in surviving(results):
+                known = self._memory.records.live(now).get(result.task_id)
                 if known is not None and known.final:
                     continue
                 end = None if result.expires is None else now + result.expires
-                self._memory.records.set(task_id, result, end=end)
+                self._memory.records.set(result.task_id, result, end=end)
                 if result.final:
                     self._memory.wake(result)
 
@@ -138,7 +138,7 @@ class MemoryResultStore(ResultStore, JoinStore, ClaimStore, QueryableStore):
             joins = self._memory.joins.live(now).items()
             return list(itertools.islice((key for key, join in joins if join.fireable and not join.held(now)), limit))
 
-    async def claim(self, name: str, owner: str, *, lease: float, value: bytes = b"") -> Lease:
+    async def claim(self, name: str, owner: str, *, lease: float, value: bytes | None = None) -> Lease:
         """See the port. A lease that has ended is gone: taking the name anew has a new fence, whoever takes it."""
         await self._session.checkpoint()
         now = self.clock.time()
@@ -148,7 +148,7 @@ class MemoryResultStore(ResultStore, JoinStore, ClaimStore, QueryableStore):
                 return held
             if held is None:
                 held = Lease(name=name, owner=owner, fence=next(self._memory.fences), until=0.0)
-            held = evolve(held, until=now + lease, value=value)
+            held = evolve(held, until=now + lease, value=held.value if value is None else value)
             self._memory.claims.set(name, held, end=held.until)
             return held
 

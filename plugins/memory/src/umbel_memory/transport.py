@@ -35,6 +35,7 @@ class MemoryTransport(Transport, BlockingPublisher, Broadcaster):
         renewable_lease=True,
         delivery_count=True,
         start_marks=True,
+        exchanges=True,
         broadcast=True,
         blocking_publish=True,
     )
@@ -47,7 +48,8 @@ class MemoryTransport(Transport, BlockingPublisher, Broadcaster):
         self._bells: set[Bell] = set()
 
     async def publish(self, messages: Sequence[Message], *, timeout: float) -> None:
-        """Accept all of ``messages`` or none; ``PublishRefused`` for a header that no wire could carry."""
+        """Accept all of ``messages`` or none; ``PublishRefused`` for a header that no wire could carry, or an exchange
+        from which it would reach no queue."""
         await self._session.checkpoint()
         self._broker.publish(messages, now=self.clock.time())
 

@@ -29,9 +29,11 @@ from umbel.ports.pool import ExecutorFactory
 from umbel_prefork import channel, errors
 from umbel_prefork.cells import CURRENT, DONE, KEEP, KEPT, RECALL, REQUEST, STARTED, Cell, fence
 
-UNSENT_SECONDS: Final = 0.001
-UNSENT_JOBS: Final = 32
-"""Ends of jobs wait for each other while more jobs are at hand, up to this much work and this many."""
+UNSENT_SECONDS: Final = 0.005
+UNSENT_JOBS: Final = 64
+"""Ends of jobs wait for each other while more jobs are at hand, up to this much work and this many. Each batch costs its
+worker three round trips to broker and store, 0.4 ms of CPU in all, and their server's scripts 20 µs a job in batches of 32
+against 15 in those of 64."""
 MEMORY_SECONDS: Final = 0.01
 """How often memory is looked at, at most."""
 
@@ -307,7 +309,7 @@ class Child:
 
     def _read(self) -> None:
         try:
-            chunk = self._sock.recv(1 << 18)
+            chunk = self._sock.recv(channel.CHUNK)
         except ConnectionError:
             chunk = b""
         if not chunk:

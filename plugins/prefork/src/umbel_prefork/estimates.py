@@ -7,10 +7,11 @@ from typing import Final
 
 BATCH_SECONDS: Final = 0.01
 """Predicted work that one child may hold. A longer job travels alone."""
-BATCH_JOBS: Final = 64
+BATCH_JOBS: Final = 128
+"""Twice what a child reports at once, so that it has work while the next come."""
 RESERVE_SECONDS: Final = 0.03
 """Predicted work that waits at hand for each slot, so that it does not idle while the worker fetches more."""
-RESERVE_JOBS: Final = 128
+RESERVE_JOBS: Final = 256
 _MOST_TASKS: Final = 4096
 
 

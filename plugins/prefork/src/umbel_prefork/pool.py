@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Final
 from umbel.capabilities import PoolCapabilities
 from umbel.errors import NotSupported
 from umbel.model import Completion, Ending, Job
-from umbel.ports.pool import Pool, PoolContext
+from umbel.ports.pool import Pool, PoolContext, Running
 from umbel_prefork import channel, errors
 from umbel_prefork.brood import EXIT_SECONDS, TICK, Brood
 from umbel_prefork.cells import DONE, KEPT
@@ -127,6 +127,14 @@ class PreforkPool(Pool):
             self._stopping = asyncio.create_task(self._stop())
         self._brood.stir()
         await asyncio.shield(self._stopping)
+
+    def running(self) -> Mapping[int, Running]:
+        found: dict[int, Running] = {}
+        for child in self._brood.children.values():
+            sequence, since = child.running_since()
+            if (job := child.out.get(sequence)) is not None:
+                found[job.id] = Running(since=since, pid=child.pid)
+        return found
 
     def stats(self) -> Mapping[str, Any]:
         brood = self._brood

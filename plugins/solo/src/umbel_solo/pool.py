@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from umbel.capabilities import PoolCapabilities
 from umbel.errors import NotSupported, SettingsError, SoftTimeLimitExceeded, TaskCancelled, UmbelError
 from umbel.model import Completion, Ending, Job
-from umbel.ports.pool import Executor, Pool, PoolContext
+from umbel.ports.pool import Executor, Pool, PoolContext, Running
 from umbel_solo.run import Run, Window
 
 logger = logging.getLogger(__name__)
@@ -200,6 +200,12 @@ class SoloPool(Pool):
         if self._stopping is None:
             self._stopping = asyncio.create_task(self._stop())
         await asyncio.shield(self._stopping)
+
+    def running(self) -> Mapping[int, Running]:
+        run = self._run
+        if run is None or run.window is not Window.OPEN:
+            return {}
+        return {run.job.id: Running(since=run.since, pid=os.getpid())}
 
     def stats(self) -> Mapping[str, Any]:
         with self._work:

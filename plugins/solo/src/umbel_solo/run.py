@@ -33,6 +33,7 @@ class Run:
     """Written before ``window`` is read by who cancels; read after ``window`` is opened by who runs: one of them sees."""
     aimed: deque[type[BaseException]] = field(factory=deque)
     begun: bool = False
+    since: float = 0.0
     payload: Any = None
     error: BaseException | None = None
     runtime: float = 0.0
@@ -43,7 +44,7 @@ class Run:
         A job is interrupted twice at most, by its soft limit and by a cancel, and either may land just before the
         window is closed: hence three layers, the last of which nothing can reach.
         """
-        started = time.monotonic()
+        self.since = started = time.monotonic()
         try:
             try:
                 try:

@@ -32,6 +32,7 @@ class _Call(Work):
     ring: str
     deadline: float
     refused: type[UmbelError]
+    unfit: type[UmbelError] | None
     answered: asyncio.Future[Any]
 
 
@@ -67,11 +68,12 @@ class Database:
         ring: str = "",
         timeout: float | None = None,
         refused: type[UmbelError] | None = None,
+        unfit: type[UmbelError] | None = None,
     ) -> asyncio.Future[Any]:
         """Have ``verb`` run; the future holds its answer, or the driver's error.
 
         ``ring``: whom to wake after the commit. ``timeout`` bounds the whole call; without it, only the wait for locks is
-        bounded. ``refused``: the error for a permanent fault.
+        bounded. ``refused``: the error for a permanent fault; ``unfit``: for one of what is written, whatever the file.
         """
         self._check_usable()
         if self._loop is None:
@@ -80,7 +82,7 @@ class Database:
             self._thread.start()
         answered: asyncio.Future[Any] = self._loop.create_future()
         deadline = time.monotonic() + (self._busy_timeout if timeout is None else timeout)
-        call = _Call(verb, payload, write, ring, deadline, refused or self._unavailable, answered)
+        call = _Call(verb, payload, write, ring, deadline, refused or self._unavailable, unfit, answered)
         if timeout is not None:
             self._timed.add(call)
             if self._alarm is None or self._alarm.when() > self._loop.time() + timeout:
@@ -168,7 +170,7 @@ class Database:
                     pause = _wait(pause)
                     continue
                 if len(calls) == 1 or self._connection.sqlite is None:  # one is at fault, or none of them
-                    self._report([(call, None, self._explained(error, call.refused)) for call in calls])
+                    self._report([(call, None, self._explained(error, call.refused, call.unfit)) for call in calls])
                     return
                 for call in calls:
                     self._transact([call], write=write)
@@ -231,12 +233,16 @@ class Database:
                 raise self._locked()
             pause = _wait(pause)
 
-    def _explained(self, error: Exception, refused: type[UmbelError]) -> Exception:
+    def _explained(
+        self, error: Exception, refused: type[UmbelError], unfit: type[UmbelError] | None = None
+    ) -> Exception:
         if isinstance(error, UmbelError):
             return error
         fault = error if isinstance(error, Fault) else explain(error, self.file)
         if fault is None:
             return error
+        if fault.unfit and unfit is not None:
+            return unfit(str(fault))
         return (refused if fault.permanent else self._unavailable)(str(fault))
 
     def _locked(self) -> UmbelError:

@@ -11,11 +11,15 @@ _HARMLESS: Final = _LOCKED | {sqlite3.SQLITE_FULL, sqlite3.SQLITE_TOOBIG, sqlite
 
 
 class Fault(Exception):
-    """A failed call, explained. ``permanent``: the same call would fail again until somebody mends something."""
+    """A failed call, explained. ``permanent``: the same call would fail again until somebody mends something.
 
-    def __init__(self, sentence: str, *, permanent: bool) -> None:
+    ``unfit``: it would fail in any file, because of what it was to write.
+    """
+
+    def __init__(self, sentence: str, *, permanent: bool, unfit: bool = False) -> None:
         super().__init__(sentence)
         self.permanent = permanent
+        self.unfit = unfit
 
 
 def passing(error: BaseException) -> bool:
@@ -44,9 +48,9 @@ def explain(error: Exception, file: str) -> Fault | None:
         case sqlite3.SQLITE_CORRUPT:
             return Fault(f"{file} is damaged ({error}): see `sqlite3 {file} .recover`", permanent=True)
         case sqlite3.SQLITE_TOOBIG:
-            return Fault(f"too large for {file}: {error}", permanent=True)
+            return Fault(f"too large for {file}: {error}", permanent=True, unfit=True)
     if isinstance(error, OverflowError | UnicodeError):
-        return Fault(f"{file} cannot hold such a value: {error}", permanent=True)
+        return Fault(f"{file} cannot hold such a value: {error}", permanent=True, unfit=True)
     if isinstance(error, sqlite3.OperationalError | OSError):
         if not os.path.isdir(directory):
             return Fault(f"the directory of {file} does not exist: `mkdir -p {directory}`", permanent=False)

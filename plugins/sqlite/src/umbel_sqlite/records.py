@@ -17,7 +17,7 @@ from attrs import frozen
 
 from umbel.model import Lease, Result
 from umbel.ports.clock import Clock
-from umbel.ports.result_store import JoinState
+from umbel.ports.result_store import JoinState, surviving
 from umbel_sqlite.connection import Schema
 
 SCHEMA: Final = Schema(
@@ -94,7 +94,7 @@ class Claim:
     name: str
     owner: str
     lease: float
-    value: bytes
+    value: bytes | None
 
 
 @frozen(kw_only=True)
@@ -131,7 +131,7 @@ class Records:
     def put(self, db: sqlite3.Connection, payloads: Sequence[Sequence[Result]]) -> Sequence[None]:
         now = self._clock.time()
         rows: list[tuple[Any, ...]] = []
-        latest = chain.from_iterable({r.task_id: r for r in results}.values() for results in payloads)
+        latest = chain.from_iterable(surviving(results) for results in payloads)
         for seq, r in enumerate(latest, self._last(db) + 1):
             expires = None if r.expires is None else now + r.expires
             about = (r.content_type, r.content_encoding, r.document)
@@ -274,22 +274,22 @@ class Records:
         return leases
 
     def _claim(self, db: sqlite3.Connection, claim: Claim, now: float) -> Lease:
-        until = now + claim.lease
+        until, value = now + claim.lease, claim.value or b""
         row = db.execute(
             "SELECT owner, fence, until, value FROM umbel_claims WHERE name = ? AND until > ?", (claim.name, now)
         ).fetchone()
         if row is not None and row[0] != claim.owner:
             return Lease(name=claim.name, owner=row[0], fence=row[1], until=row[2], value=row[3])
         if row is not None:
-            fence = row[1]
-            db.execute("UPDATE umbel_claims SET until = ?, value = ? WHERE fence = ?", (until, claim.value, fence))
+            fence, value = row[1], row[3] if claim.value is None else value
+            db.execute("UPDATE umbel_claims SET until = ?, value = ? WHERE fence = ?", (until, value, fence))
         else:
             db.execute("DELETE FROM umbel_claims WHERE name = ?", (claim.name,))
             fence = db.execute(
                 "INSERT INTO umbel_claims (name, owner, until, value) VALUES (?, ?, ?, ?)",
-                (claim.name, claim.owner, until, claim.value),
+                (claim.name, claim.owner, until, value),
             ).lastrowid
-        return Lease(name=claim.name, owner=claim.owner, fence=fence, until=until, value=claim.value)
+        return Lease(name=claim.name, owner=claim.owner, fence=fence, until=until, value=value)
 
     def release(self, db: sqlite3.Connection, payloads: Sequence[tuple[str, str]]) -> Sequence[bool]:
         now = self._clock.time()

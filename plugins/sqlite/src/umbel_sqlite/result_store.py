@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from umbel.capabilities import ResultStoreCapabilities
-from umbel.errors import ResultStoreUnavailable
+from umbel.errors import ResultRefused, ResultStoreUnavailable
 from umbel.model import Lease, Result
 from umbel.ports.clock import Clock
 from umbel.ports.result_store import ClaimStore, JoinState, JoinStore, QueryableStore, ResultStore
@@ -45,7 +45,7 @@ class SqliteResultStore(ResultStore, JoinStore, ClaimStore, QueryableStore):
     async def put(self, results: Sequence[Result]) -> None:
         if results:
             ring = RESULTS if any(result.final for result in results) else ""
-            await self._db.submit(self._records.put, results, write=True, ring=ring)
+            await self._db.submit(self._records.put, results, write=True, ring=ring, unfit=ResultRefused)
 
     async def get(self, task_ids: Sequence[str]) -> Mapping[str, Result]:
         results: Mapping[str, Result] = await self._db.submit(self._records.get, task_ids)
@@ -155,7 +155,7 @@ class SqliteResultStore(ResultStore, JoinStore, ClaimStore, QueryableStore):
 
     # --- claims ----------------------------------------------------------------------------------
 
-    async def claim(self, name: str, owner: str, *, lease: float, value: bytes = b"") -> Lease:
+    async def claim(self, name: str, owner: str, *, lease: float, value: bytes | None = None) -> Lease:
         """A lease that has ended is gone: taking the name anew has a new fence, whoever takes it."""
         claim = Claim(name=name, owner=owner, lease=lease, value=value)
         taken: Lease = await self._db.submit(self._records.claim, claim, write=True)

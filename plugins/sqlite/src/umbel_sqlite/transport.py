@@ -195,7 +195,7 @@ class SqliteTransport(Transport, BlockingPublisher, Broadcaster):
 
     async def declare(self, queues: Sequence[QueueSpec]) -> None:
         for spec in queues:
-            for argument, value in [("type", spec.type), *spec.arguments.items()]:
+            for argument, value in [("type", spec.type), ("exchange", spec.exchange), *spec.arguments.items()]:
                 if value is not None:
                     raise PublishRefused(
                         f"queue {spec.name!r}: a SQLite queue has no {argument!r}; remove it from the queue's settings"

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from umbel.capabilities import PoolCapabilities
 from umbel.errors import SettingsError, SoftTimeLimitExceeded, TaskCancelled, UmbelError
 from umbel.model import Completion, Ending, Job
-from umbel.ports.pool import Executor, Pool, PoolContext
+from umbel.ports.pool import Executor, Pool, PoolContext, Running
 from umbel_threads.slot import Run, Slot, Window
 
 logger = logging.getLogger(__name__)
@@ -179,6 +179,11 @@ class ThreadsPool(Pool):
         if self._stopping is None:
             self._stopping = asyncio.create_task(self._stop())
         await asyncio.shield(self._stopping)
+
+    def running(self) -> Mapping[int, Running]:
+        with self._work:
+            runs = [slot.run for slot in self._slots if slot.run is not None]
+        return {run.job.id: Running(since=run.since, pid=os.getpid()) for run in runs if run.window is Window.OPEN}
 
     def stats(self) -> Mapping[str, Any]:
         with self._work:

@@ -49,6 +49,7 @@ class Run:
     """Written before ``window`` is read by who cancels; read after ``window`` is opened by who runs: one of them sees."""
     interrupted: bool = False
     begun: bool = False
+    since: float = 0.0
     payload: Any = None
     error: BaseException | None = None
     runtime: float = 0.0
@@ -90,7 +91,7 @@ class Slot:
         """
         self._ident = threading.get_ident()
         self.upcall = None
-        started = time.monotonic()
+        run.since = started = time.monotonic()
         try:
             try:
                 try:
