@@ -1,6 +1,9 @@
 """The demo: index the Python standard library, one task a file, on two worker processes of the embedded default.
 
-Starts a worker from ``umbel.toml`` in this folder, sends every file, watches the results come in, and sums up.
+    python demo/run.py [FILES]
+
+Starts a worker from ``umbel.toml`` in this folder, sends every file (or the first so many), watches the results come in, and
+sums up.
 """
 
 from __future__ import annotations
@@ -10,11 +13,18 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import click
+
+from umbel import AsyncResult
+from umbel.errors import ResultTimeout
 
 HERE = Path(__file__).resolve().parent
 BROKEN_ON_PURPOSE = {"data", "tokenizedata"}
@@ -22,13 +32,12 @@ BROKEN_ON_PURPOSE = {"data", "tokenizedata"}
 
 
 def sources() -> Iterator[str]:
-    """Every Python file of the standard library of this interpreter, and one that is not Python."""
+    """Every Python file of the standard library of this interpreter."""
     root = Path(sysconfig.get_path("stdlib"))
     for path in sorted(root.rglob("*.py")):
         parts = set(path.relative_to(root).parts)
         if not parts & BROKEN_ON_PURPOSE and "site-packages" not in parts and "dist-packages" not in parts:
             yield str(path)
-    yield str(HERE / "broken.txt")
 
 
 def main() -> None:
@@ -40,41 +49,62 @@ def main() -> None:
 
     from indexer import FileIndex, app, index_file
 
-    worker = subprocess.Popen([sys.executable, "-m", "umbel", "worker"], cwd=HERE, stderr=subprocess.DEVNULL)
-    try:
-        files = list(sources())
+    files = [*islice(sources(), int(sys.argv[1]) if sys.argv[1:] else None), str(HERE / "broken.txt")]
+    indexes: list[FileIndex] = []
+    failures: list[BaseException] = []
+    with running_worker() as worker:
         started = time.perf_counter()
         handles = index_file.map_delay([(path,) for path in files])
         click.echo(f"sent {len(files):,} tasks in {time.perf_counter() - started:.2f} s; two processes index them:\n")
-        indexes: list[FileIndex] = []
-        failures: list[BaseException] = []
         with click.progressbar(handles, width=50, show_pos=True) as bar:
             for handle in bar:
-                outcome = handle.get(timeout=120, propagate=False)
+                outcome = outcome_of(handle, worker)
                 (failures if isinstance(outcome, BaseException) else indexes).append(outcome)
-        seconds = time.perf_counter() - started
-        summarise(indexes, failures, seconds)
+        summarise(indexes, failures, time.perf_counter() - started)
         show_dead_letters()
-    finally:
-        worker.send_signal(signal.SIGTERM)
-        status = worker.wait(timeout=60)
-        app.close()
-    click.echo(f"\nthe worker has stopped with status {status}")
-    if status != 0 or len(indexes) != len(files) - 1 or len(failures) != 1:
+    app.close()
+    click.echo(f"\nthe worker has stopped with status {worker.returncode}")
+    if worker.returncode != 0 or len(indexes) != len(files) - 1 or len(failures) != 1:
         sys.exit("the demo did not end as it should")
+
+
+@contextmanager
+def running_worker() -> Iterator[subprocess.Popen[bytes]]:
+    """A worker as a user starts one, stopped at the end. What it said is shown if it did not answer."""
+    with tempfile.TemporaryFile("w+") as log:
+        worker = subprocess.Popen([sys.executable, "-m", "umbel", "worker"], cwd=HERE, stderr=log)
+        try:
+            yield worker
+        except ResultTimeout as error:
+            log.seek(0)
+            sys.exit(f"{error}; the status of the worker is {worker.poll()}, and it said:\n{log.read()}")
+        finally:
+            worker.send_signal(signal.SIGTERM)
+            worker.wait(timeout=60)
+
+
+def outcome_of(handle: AsyncResult[Any], worker: subprocess.Popen[bytes]) -> Any:
+    """A task's value or its exception. Raises ``ResultTimeout``, and does not wait for a worker that is gone."""
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            return handle.get(timeout=2, propagate=False)
+        except ResultTimeout:
+            if worker.poll() is not None or time.monotonic() > deadline:
+                raise
 
 
 def summarise(indexes: list, failures: list, seconds: float) -> None:  # type: ignore[type-arg]  # types live in the demo's own app
     """Print the table of what was found."""
     longest = max(indexes, key=lambda index: index.longest_function[1])
-    name, length, path = *longest.longest_function, longest.path
+    name, length = longest.longest_function
     rows = [
         ("files indexed", f"{len(indexes):,}"),
         ("lines", f"{sum(i.lines for i in indexes):,}"),
         ("functions", f"{sum(i.functions for i in indexes):,}"),
         ("classes", f"{sum(i.classes for i in indexes):,}"),
         ("imports", f"{sum(i.imports for i in indexes):,}"),
-        ("longest function", f"{name}, {length:,} lines, in {Path(path).name}"),
+        ("longest function", f"{name}, {length:,} lines, in {Path(longest.path).name}"),
         ("failed for good", f"{len(failures)}"),
         ("time", f"{seconds:.1f} s"),
         (

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import re
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -13,12 +16,14 @@ import click
 import pytest
 
 from umbel import capabilities, errors, hookspecs, model
-from umbel.cli.group import root
+from umbel.capabilities import ResultStoreCapabilities
+from umbel.cli.group import COMMANDS, root
 from umbel.model import TaskOptions
 from umbel.ports import clock, compressor, pool, result_store, scheduler, serializer, transport
 from umbel.settings.schema import Settings
 from umbel.settings.structure import json_schema, reference
 from umbel.task import CallOptions
+from umbel.testing import contracts
 
 ROOT = Path(__file__).resolve().parents[2]
 PORTS = (transport, result_store, serializer, compressor, pool, scheduler, clock)
@@ -34,13 +39,21 @@ def load_generator() -> Any:
 
 
 GENERATE = load_generator()
+PLUGIN_PAGES: Any = GENERATE.plugin_pages
+PLUGINS = sorted(path.parent for shelf in ("plugins", "contrib") for path in ROOT.glob(f"{shelf}/*/pyproject.toml"))
+
+every_plugin = pytest.mark.parametrize("plugin", PLUGINS, ids=lambda plugin: plugin.name)
+
+
+def written(folder: Path) -> dict[str, str]:
+    """The pages, by name: ``errors``, ``plugins/sqlite``."""
+    GENERATE.write(folder)
+    return {str(path.relative_to(folder).with_suffix("")): path.read_text() for path in folder.rglob("*.md")}
 
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("generated")
-    GENERATE.write(folder)
-    return {path.stem: path.read_text() for path in folder.iterdir()}
+    return written(tmp_path_factory.mktemp("generated"))
 
 
 def own_classes(module: ModuleType) -> list[type]:
@@ -53,13 +66,12 @@ def flat(text: str) -> str:
 
 
 def test_the_same_code_gives_the_same_pages(pages: dict[str, str], tmp_path: Path) -> None:
-    GENERATE.write(tmp_path)
-    assert {path.stem: path.read_text() for path in tmp_path.iterdir()} == pages
+    assert written(tmp_path) == pages
 
 
 def test_a_page_that_has_not_changed_is_not_written_again(tmp_path: Path) -> None:
     GENERATE.write(tmp_path)
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.md")}
     (changed := tmp_path / "errors.md").write_text("old")
     GENERATE.write(tmp_path)
     assert {p for p, time in before.items() if p.stat().st_mtime_ns != time} == {changed}
@@ -111,7 +123,11 @@ def all_commands(command: click.Command, words: tuple[str, ...]) -> dict[tuple[s
 
 
 def test_every_command_and_option_is_there(pages: dict[str, str]) -> None:
-    known = all_commands(root, ("umbel",))
+    known = {("umbel",): root}
+    for name in COMMANDS:  # those of plugins are on the plugins' pages
+        command = root.get_command(click.Context(root), name)
+        assert command is not None
+        known |= all_commands(command, ("umbel", name))
     assert len(known) > 15
     for words, command in known.items():
         section = pages["cli"].partition(f"# {' '.join(words)}\n")[2].partition("\n##")[0]
@@ -150,8 +166,127 @@ def test_every_class_is_there(page: str, module: ModuleType, pages: dict[str, st
                 assert f"| `{field.name}` | " in pages[page]
 
 
-def test_every_plugin_is_there(pages: dict[str, str]) -> None:
-    folders = [path.name for path in (ROOT / "plugins").iterdir() if (path / "pyproject.toml").is_file()]
-    assert len(folders) >= 9
-    for name in folders:
-        assert f"\n## umbel-{name}\n" in pages["plugins"]
+def test_the_page_on_interoperation_has_the_tables_of_the_tests() -> None:
+    script = ROOT / "tests/interop/interop_matrix.py"
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True, timeout=60)
+    page = (ROOT / "docs/reference/interop.md").read_text()
+    for part in done.stdout.strip().split("\n\n"):
+        assert part in page, "print it anew: python tests/interop/interop_matrix.py"
+
+
+def anchors(path: Path, pages: dict[str, str]) -> set[str]:
+    """What a link can point at in a page, in what it includes too."""
+    text = path.read_text()
+    text += "".join(pages[name] for name in re.findall(r"^```\{include\} .*_generated/(.+)\.md$", text, re.MULTILINE))
+    titles = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    slugs = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}  # as MyST makes them
+    return slugs | {re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") for title in titles}  # and docutils
+
+
+def test_every_link_to_a_section_leads_to_one(pages: dict[str, str]) -> None:
+    places = [path for path in ROOT.glob("docs/**/*.md") if not {"_build", "_generated"} & set(path.parts)]
+    links = [(path, *link) for path in places for link in re.findall(r"\]\(([\w./-]*)#([\w-]+)\)", path.read_text())]
+    assert len(links) > 5
+    lost = [
+        f"{path.relative_to(ROOT)}: {target}#{anchor}"
+        for path, target, anchor in links
+        if anchor not in anchors((path.parent / target).resolve() if target else path, pages)
+    ]
+    assert not lost
+
+
+# --- plugins --------------------------------------------------------------------------------------
+
+
+def test_there_is_a_page_for_every_plugin_and_no_other(pages: dict[str, str]) -> None:
+    names = {plugin.name for plugin in PLUGINS}
+    assert {path.stem for path in (ROOT / "docs/reference/plugins").iterdir()} == names
+    assert {page.removeprefix("plugins/") for page in pages if page.startswith("plugins/")} == names
+    for name in names:
+        page = (ROOT / f"docs/reference/plugins/{name}.md").read_text()
+        assert page == f"# umbel-{name}\n\n```{{include}} ../_generated/plugins/{name}.md\n```\n"
+        assert f"| [{name}](plugins/{name}.md) | `umbel-{name}` | " in pages["plugins"]
+
+
+def section(page: str, title: str) -> str:
+    return page.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+@every_plugin
+def test_the_page_of_a_plugin_has_its_promises(plugin: Path, pages: dict[str, str]) -> None:
+    readme, page = (plugin / "README.md").read_text(), pages[f"plugins/{plugin.name}"]
+    for title in ("Settings", "Guarantees"):
+        rows = [line for line in section(readme, title).splitlines() if line.startswith("|")]
+        assert rows
+        told = section(page, title).splitlines()
+        assert [row for row in rows if "](" not in row and row not in told] == []
+
+
+@every_plugin
+def test_the_page_of_a_plugin_has_what_its_code_declares(plugin: Path, pages: dict[str, str]) -> None:
+    page = pages[f"plugins/{plugin.name}"]
+    for offer in PLUGIN_PAGES.offers(plugin):
+        assert f"| {offer.kind.title} | {', '.join(f'`{name}`' for name in offer.names)} | `{offer.target}` |" in page
+        declared = section(page, f"What the {offer.kind.title} declares")
+        assert all(f"\n| `{capability}` | " in declared for capability in offer.capabilities)
+        assert bool(declared) == bool(offer.kind.capabilities)
+        if isinstance(offer.object, click.Command):
+            assert f"Usage: umbel {offer.names[0].replace('.', ' ')} " in section(page, "Command")
+            assert all(
+                option in section(page, "Command") for p in offer.object.params for option in p.opts if option[0] == "-"
+            )
+
+
+@every_plugin
+def test_the_options_of_a_plugin_are_on_its_page_and_among_the_settings(plugin: Path, pages: dict[str, str]) -> None:
+    page, (_, _, settings) = pages[f"plugins/{plugin.name}"], pages["settings"].partition("## Options of plugins")
+    for offer in PLUGIN_PAGES.offers(plugin):
+        options = getattr(offer.object, "Options", None)
+        own = page.partition(f"### Of the {offer.kind.title}: `{offer.options}`")[2].partition("\n#")[0]
+        everybodys = settings.partition(f"### Of `{offer.options}`")[2].partition("\n#")[0]
+        for option in attrs.fields(options) if options and offer.kind.options else ():
+            (row,) = [line for line in own.splitlines() if line.startswith(f"| `{option.name}` | ")]
+            assert not row.endswith("|  |"), f"{offer.target}: the option {option.name} has no docstring"
+            assert f"| [{offer.names[0]}](plugins/{plugin.name}.md) {row}" in everybodys.splitlines()
+
+
+@every_plugin
+def test_the_page_of_a_plugin_has_every_law_of_the_kit_once(plugin: Path, pages: dict[str, str]) -> None:
+    tested = section(pages[f"plugins/{plugin.name}"], "What the conformance kit tests")
+    for offer in PLUGIN_PAGES.offers(plugin):
+        contract = getattr(contracts, f"{offer.kind.name.title().replace('_', '')}Contract", None)
+        laws = [GENERATE.plugin_pages.sentence(name) for name in dir(contract) if name.startswith("test_")]
+        part = tested.partition(f"### The {offer.kind.title}\n")[2].partition("\n### ")[0]
+        listed = [line.partition(" (`")[0].removeprefix("- ") for line in part.splitlines() if line.startswith("- ")]
+        assert len(listed) == len(set(listed))
+        assert set(listed) <= set(laws)
+        # What a driver declares leaves out only the laws about its being absent.
+        assert len(laws) - len(listed) <= 2, set(laws) - set(listed)
+
+
+SOLE = """
+class TestSole(ResultStoreContract):
+    @pytest.fixture
+    def restart(self): ...
+"""
+
+
+@pytest.mark.parametrize(
+    ("law", "capabilities", "fate"),
+    [
+        ("a_final_state_never_changes", {}, ("kept", "")),
+        ("a_claim_is_held_by_one", {"claim": True}, ("kept", "")),
+        ("a_claim_is_held_by_one", {}, ("not declared", "claim")),
+        ("what_was_stored_outlives_the_backend", {"durable": True}, ("kept", "")),
+        ("what_was_stored_outlives_the_backend", {}, ("not declared", "durable")),
+        ("a_wait_outlives_a_lost_connection", {}, ("not tried", "sever")),
+    ],
+)
+def test_what_becomes_of_a_law_is_read_from_the_kit(
+    law: str, capabilities: dict[str, bool], fate: tuple[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "test_sole.py").write_text(SOLE)
+    (suite,) = PLUGIN_PAGES.suites(tmp_path)
+    declared = attrs.asdict(ResultStoreCapabilities(**capabilities))
+    (trial,) = [t for t in PLUGIN_PAGES.trials(suite.contract, None, declared, suite) if t.law == f"test_{law}"]
+    assert (trial.fate, trial.about) == fate

@@ -17,6 +17,12 @@ ROOT = Path(__file__).resolve().parents[2]
 BUNDLED = ("core", "json", "sqlite", "prefork")
 """What ``pip install umbel`` brings."""
 
+ALIASES = {"rabbitmq": "amqp", "librabbitmq": "amqp", "valkey": "redis"}
+"""Names that users know from the field and that no plugin offers, each with the plugin that is meant."""
+
+NAME_OF_AN_EXTRA = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+"""Not every name of an entry point is one: ``celery+redis`` is a URL scheme, and no requirement can say it."""
+
 GROUPS = {
     "umbel.transports",
     "umbel.serializers",
@@ -80,17 +86,29 @@ def test_the_bundle_runs_without_a_server() -> None:
     assert BUNDLE["project"]["dependencies"] == [f"umbel-{name} {SERIES}" for name in BUNDLED]
 
 
-def test_there_is_an_extra_for_every_plugin_and_every_name_it_offers() -> None:
-    brings = {
-        name: [f"umbel-{folder.name} {SERIES}"]
+def test_there_is_an_extra_for_every_plugin_every_name_it_offers_and_every_alias() -> None:
+    plugin_of = {
+        name: folder.name
         for folder in PLUGINS
         for name in {folder.name, *(name for _, name, _ in offered(read(folder)))}
+        if NAME_OF_AN_EXTRA.fullmatch(name)
     }
+    assert not plugin_of.keys() & ALIASES.keys(), "offered by a plugin, and so no alias"
+    assert set(ALIASES.values()) <= {folder.name for folder in PLUGINS}
     extras = dict(BUNDLE["project"]["optional-dependencies"])
     everything = re.fullmatch(r"umbel\[([\w,]+)\]", *extras.pop("all"))
-    assert extras == brings
+    assert extras == {name: [f"umbel-{plugin} {SERIES}"] for name, plugin in (plugin_of | ALIASES).items()}
     assert everything
-    assert set(everything[1].split(",")) >= {folder.name for folder in folders("plugins/*")}
+    assert sorted(everything[1].split(",")) == sorted(folder.name for folder in PLUGINS)
+
+
+@every_plugin
+def test_all_names_that_a_plugin_offers_of_one_kind_mean_the_same(folder: Path) -> None:
+    """So a URL's scheme decides where to connect, and never which code runs."""
+    targets: dict[str, set[str]] = {}
+    for group, _, value in offered(read(folder)):
+        targets.setdefault(group, set()).add(value)
+    assert all(len(values) == 1 for values in targets.values()), targets
 
 
 def test_no_name_is_offered_twice() -> None:
@@ -114,6 +132,22 @@ def test_every_plugin_has_the_one_shape(folder: Path) -> None:
     assert (folder / f"src/umbel_{name}/py.typed").is_file()
     assert [path.name for path in (folder / "src").iterdir() if path.suffix != ".egg-info"] == [f"umbel_{name}"]
     assert list((folder / "tests").rglob("test_*.py")), f"{name} has no tests"
+
+
+def test_the_readme_names_every_plugin_and_alias() -> None:
+    readme = (ROOT / "README.md").read_text()
+    rows = {row.split("`")[1]: row for row in readme.splitlines() if row.startswith("| [`")}
+    assert rows.keys() == {folder.name for folder in PLUGINS}
+    for folder in PLUGINS:
+        assert f"]({folder.relative_to(ROOT)}/README.md)" in rows[folder.name]
+    for alias, plugin in ALIASES.items():
+        assert f"`{alias}`" in rows[plugin]
+
+
+def test_every_distribution_carries_the_licence() -> None:
+    for folder in MEMBERS:
+        assert (folder / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes(), folder.name
+        assert read(folder)["project"]["license"] == BUNDLE["project"]["license"]
 
 
 @every_plugin

@@ -14,6 +14,7 @@ from zipfile import ZipFile
 
 import pytest
 from attrs import frozen
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -82,9 +83,13 @@ class Environment:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+    def brought(self) -> set[str]:
+        """The distributions that are there."""
+        return {canonicalize_name(line.partition("==")[0]) for line in self.pip("freeze", "--all").splitlines()}
+
     def ours(self) -> set[str]:
-        """The distributions of Umbel that are there."""
-        return {line.partition("==")[0] for line in self.pip("freeze").splitlines() if line.startswith("umbel")}
+        """Those of Umbel."""
+        return {name for name in self.brought() if name.startswith("umbel")}
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +128,11 @@ def names(*suffixes: str) -> set[str]:
     return {f"umbel-{suffix}" for suffix in suffixes}
 
 
-def test_every_wheel_is_typed_and_carries_no_tests(wheelhouse: Path) -> None:
+KERNELS = {"umbel-core", "attrs", "cattrs", "click", "pluggy", "stevedore", "typing-extensions"}
+"""The kernel and all that it brings."""
+
+
+def test_every_wheel_is_typed_and_carries_the_licence_and_no_tests(wheelhouse: Path) -> None:
     wheels = {path.name.partition("-")[0]: path for path in wheelhouse.glob("umbel*.whl")}
     folders = [
         path.parent for pattern in ("core", "plugins/*", "contrib/*") for path in ROOT.glob(f"{pattern}/pyproject.toml")
@@ -134,6 +143,7 @@ def test_every_wheel_is_typed_and_carries_no_tests(wheelhouse: Path) -> None:
         package = "umbel" if name == "umbel_core" else name
         outside = [file for file in files if not file.startswith((f"{package}/", f"{name}-"))]
         assert not outside, f"{path.name} brings more than one package: {outside}"
+        assert [file for file in files if file.endswith(".dist-info/licenses/LICENSE")]
         if name == "umbel":
             assert all(".dist-info/" in file for file in files), "the bundle has no code"
         else:
@@ -152,15 +162,15 @@ def test_umbel_brings_what_needs_no_server(bundle: Environment) -> None:
     assert bundle.ours() == {"umbel"} | names("core", "json", "sqlite", "prefork")
 
 
-def test_extras_bring_what_they_name(installed: Make) -> None:
-    assert installed("umbel[threads,zlib]").ours() == {"umbel"} | names(
-        "core", "json", "sqlite", "prefork", "threads", "zlib"
-    )
+def test_extras_and_aliases_bring_what_they_name_and_nothing_else(installed: Make) -> None:
+    environment = installed("umbel[msgpack,rabbitmq]")
+    assert environment.ours() == {"umbel"} | names("core", "json", "sqlite", "prefork", "msgpack", "amqp")
+    assert environment.brought() - environment.ours() - KERNELS == {"msgpack", "pamqp"}
 
 
 def test_the_minimal_way_brings_nothing_else_and_works(installed: Make, tmp_path: Path) -> None:
     environment = installed("umbel-core", "umbel-json", "umbel-memory", "umbel-threads")
-    assert environment.ours() == names("core", "json", "memory", "threads")
+    assert environment.brought() == KERNELS | names("json", "memory", "threads")
     done = environment.run("python", "-c", IN_ONE_PROCESS, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "5\n"), done.stderr
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
 from collections.abc import Mapping
@@ -51,7 +52,7 @@ def test_its_pyproject_has_the_keys_of_the_template(folder: Path, projects: Mapp
     for project in projects.values():
         theirs = read(project)
         assert tables(ours) == tables(theirs) - TABLES_OF_THE_WORKSPACE
-        assert ours["project"].keys() == theirs["project"].keys()
+        assert ours["project"].keys() - {"optional-dependencies"} == theirs["project"].keys()
         for key in ("version", "readme", "requires-python", "license"):
             assert ours["project"][key] == theirs["project"][key]
         assert ours["project"]["dependencies"][0] == theirs["project"]["dependencies"][0]
@@ -73,11 +74,17 @@ def test_its_files_are_those_of_the_template(folder: Path, projects: Mapping[str
         skeleton -= HELD_BY_THE_WORKSPACE.keys() | {"tests/test_contract.py"}
         assert not {name for name in skeleton if not (folder / name).is_file()}
         assert f"src/{module.replace('.', '/')}.py" in skeleton, f"{module} is not where the template has it"
-        contract = f"{kind.title().replace('_', '')}Contract)"
-        held = any(contract in path.read_text() for path in folder.glob("tests/test_*.py"))
-        assert held or kind not in PORTS, f"{folder.name} has no test that is a {contract[:-1]}"
+        contract = f"{kind.title().replace('_', '')}Contract"
+        assert kind not in PORTS or contract in contracts(folder), f"{folder.name} has no test that is a {contract}"
     visible = {path.name for path in folder.iterdir() if not path.name.startswith((".", "__"))} - {"build", "dist"}
-    assert visible == {"README.md", "pyproject.toml", "src", "tests"}
+    assert visible == {"LICENSE", "README.md", "pyproject.toml", "src", "tests"}
+
+
+def contracts(folder: Path) -> set[str]:
+    """The suites of the kit that the tests of a plugin subclass."""
+    trees = [ast.parse(path.read_text()) for path in folder.glob("tests/**/*.py")]
+    classes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    return {ast.unparse(base).rpartition(".")[2] for cls in classes for base in cls.bases}
 
 
 def test_a_stranger_is_held_to_the_style_of_the_house(projects: Mapping[str, Path]) -> None:

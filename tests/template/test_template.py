@@ -19,8 +19,6 @@ every_port = pytest.mark.parametrize("port", NAMES)
 
 Check = Callable[[str, str], subprocess.CompletedProcess[str]]
 
-MODULES = {port: {"hook": "listener"}.get(port, port) for port in NAMES}
-
 
 def commands(environment: Environment, cache: Path) -> Mapping[str, list[str]]:
     tool = [sys.executable, "-m"]
@@ -78,7 +76,7 @@ def test_every_variant_has_the_same_skeleton(port: str, projects: Mapping[str, P
         "README.md",
         "pyproject.toml",
         f"src/umbel_{name}/__init__.py",
-        f"src/umbel_{name}/{MODULES[port]}.py",
+        f"src/umbel_{name}/{port}.py",
         f"src/umbel_{name}/py.typed",
         "tests/test_contract.py",
         "tests/test_installed.py",
@@ -107,7 +105,7 @@ def test_the_wheel_is_typed_and_carries_no_tests(port: str, wheels: list[Path]) 
     package = f"umbel_{NAMES[port]}"
     (wheel,) = [path for path in wheels if path.name.startswith(f"{package}-")]
     files = {name for name in ZipFile(wheel).namelist() if not name.startswith(f"{package}-")}
-    assert files == {f"{package}/__init__.py", f"{package}/py.typed", f"{package}/{MODULES[port]}.py"}
+    assert files == {f"{package}/__init__.py", f"{package}/py.typed", f"{package}/{port}.py"}
 
 
 def test_umbel_lists_every_variant_and_finds_nothing_wrong(environment: Environment, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from umbel.model import Action, Delivery, Message, Outcome, Settlement, Verdict
 from umbel.plugins.manager import PluginManager
-from {{ cookiecutter.__package }}.listener import {{ cookiecutter.__class }}
+from {{ cookiecutter.__package }}.hook import {{ cookiecutter.__class }}
 
 
 def test_it_counts_and_tells(caplog: pytest.LogCaptureFixture) -> None:

@@ -125,7 +125,8 @@ class {{ cookiecutter.__class }}(Transport):
         self._folder = Path(unquote(parts.path[1:])).absolute()
         self._sender = uuid4().hex[:12]
         self._tick = 0
-        self._held: set[Token] = set()
+        self._claimed: set[Token] = set()
+        """Not yielded yet."""
         self._closed = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"umbel-{SCHEME}")
 
@@ -145,10 +146,11 @@ class {{ cookiecutter.__class }}(Transport):
         quiet_until = loop.time() + QUIET
         while True:
             batch = await self._do(self._claim, names, credit.available, lease, undo=self._unclaim)
-            if self._closed:  # which gave back what was claimed
+            if self._closed:  # which has given back what was claimed
                 raise BrokerUnavailable(f"this connection to {self._folder} was closed")
             if batch or loop.time() >= quiet_until:
                 credit.take(len(batch))
+                self._claimed.difference_update(delivery.token for delivery in batch)
                 yield batch
                 quiet_until = loop.time() + QUIET
                 continue
@@ -165,9 +167,9 @@ class {{ cookiecutter.__class }}(Transport):
         return await self._do(lambda: [self._renew(delivery.token, lease, starting) for delivery in deliveries])
 
     async def declare(self, queues: Sequence[QueueSpec]) -> None:
-        """See the port. A folder has no kinds and no arguments: a queue that asks for some is refused."""
+        """See the port. A folder has no kinds, arguments or exchanges: a queue that asks for some is refused."""
         for spec in queues:
-            for name, value in (("type", spec.type), ("arguments", spec.arguments)):
+            for name, value in (("type", spec.type), ("arguments", spec.arguments), ("exchange", spec.exchange)):
                 if value:
                     raise PublishRefused(f"queue {spec.name!r} is a folder and has no {name}: remove {value!r}")
             await self._do(lambda queue=spec.name: self._place(queue).mkdir(parents=True, exist_ok=True))
@@ -183,11 +185,11 @@ class {{ cookiecutter.__class }}(Transport):
         return await self._do(self._peek, queue, limit, offset)
 
     async def close(self) -> None:
-        """Give back, counted, what is held; iterators raise ``BrokerUnavailable`` at their next look."""
+        """Give back what was claimed and not yielded; iterators raise ``BrokerUnavailable`` at their next look."""
         if self._closed:
             return
         self._closed = True
-        await asyncio.wrap_future(self._thread.submit(lambda: [self._give_back(token) for token in [*self._held]]))
+        await asyncio.wrap_future(self._thread.submit(lambda: [self._uncount(token) for token in [*self._claimed]]))
         self._thread.shutdown()  # nothing is left for it to do
 
     async def _do(self, function: Callable[..., T], *arguments: Any, undo: Callable[..., object] | None = None) -> T:
@@ -300,7 +302,7 @@ class {{ cookiecutter.__class }}(Transport):
 
     def _delivery(self, queue: str, state: State) -> Delivery:
         token = Token(queue, state)
-        self._held.add(token)
+        self._claimed.add(token)
         return Delivery(
             message=self._read(queue, state),
             queue=queue,
@@ -314,11 +316,14 @@ class {{ cookiecutter.__class }}(Transport):
         """Claimed and yielded are one thing: give back, uncounted, what nobody has been told of."""
         if not claim.cancelled() and claim.exception() is None:
             for delivery in claim.result():
-                self._give_back(delivery.token, counted=False)
+                self._uncount(delivery.token)
+
+    def _uncount(self, token: Token) -> bool:
+        self._claimed.discard(token)
+        return self._give_back(token, counted=False)
 
     def _settle(self, settlement: Settlement) -> bool:
         token: Token = settlement.delivery.token
-        self._held.discard(token)
         match settlement.action:
             case Action.ACK:
                 return self._removed(token.queue, token.state)
@@ -327,8 +332,7 @@ class {{ cookiecutter.__class }}(Transport):
             case Action.DEAD:
                 return self._bury(token, settlement.cause)
 
-    def _give_back(self, token: Token, *, counted: bool = True, delay: float = 0.0) -> bool:
-        self._held.discard(token)
+    def _give_back(self, token: Token, *, counted: bool, delay: float = 0.0) -> bool:
         old = token.state
         until = self._now() + int(delay * 1_000_000) if delay > 0 else 0
         new = old._replace(until=until, leased=0, deliveries=old.deliveries - (not counted), fence=old.fence + 1)
@@ -359,7 +363,6 @@ class {{ cookiecutter.__class }}(Transport):
         until = self._now() + int(lease * 1_000_000)
         new = token.state._replace(until=until, starts=token.state.starts + starting)
         if not self._renamed(token.queue, token.state, token.queue, new):
-            self._held.discard(token)
             return False
         token.state = new
         return True

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from importlib.metadata import entry_points
 
-from {{ cookiecutter.__package }}.{{ cookiecutter.__module }} import {{ cookiecutter.__object }}
+from {{ cookiecutter.__package }}.{{ cookiecutter.port }} import {{ cookiecutter.__object }}
 
 
 def test_the_plugin_is_installed() -> None:
