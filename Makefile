@@ -3,6 +3,7 @@
 DEV   := .venv/.ready-dev
 BIN   := .venv/bin
 SRC   := $(wildcard core/src plugins/*/src contrib/*/src)
+JOBS  ?= 3
 PROJECTS := pyproject.toml $(wildcard core/pyproject.toml plugins/*/pyproject.toml contrib/*/pyproject.toml)
 
 .PHONY: help setup demo services test lint format types layers docs wheels bench clean
@@ -13,9 +14,9 @@ demo: $(DEV)   ## see tasks run on this machine, with no server
 	$(BIN)/python demo/run.py
 services:      ## bring the servers that the tests start: Redis, RabbitMQ, celery-node (Debian)
 	scripts/services
-test: $(DEV)   ## run every test (ARGS="-k chain -x" goes to pytest)
+test: $(DEV)   ## run every test (ARGS="-k chain -x" goes to pytest; JOBS=1: one at a time)
 	scripts/services --if-allowed
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 lint: $(DEV)   ## check style and format
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 format: $(DEV) ## mend style and format

@@ -31,8 +31,9 @@ class RedisOptions:
     master: str | None = None
     """``sentinel://``: the name under which the sentinels know the master."""
     sentinel_username: str | None = None
+    """``sentinel://``: user at the sentinels; the one in the URL is the servers'."""
     sentinel_password: str | None = field(default=None, repr=False)
-    """``sentinel://``: credentials of the sentinels; those in the URL are the server's."""
+    """``sentinel://``: password of that user; the one in the URL is the servers'."""
     connect_timeout: float = field(default=5.0, validator=positive)
     """Seconds that making a connection may take."""
     timeout: float = field(default=5.0, validator=positive)
@@ -44,8 +45,9 @@ class RedisOptions:
     ssl_ca_certs: str | None = None
     """File with the certificates of the authorities to trust; None: the system's."""
     ssl_certfile: str | None = None
+    """File with the certificate to show to the server; None: none is shown."""
     ssl_keyfile: str | None = None
-    """Certificate and key to show to the server."""
+    """File with the key of that certificate; None: it is in the same file."""
     ssl_cert_reqs: Literal["required", "none"] = "required"
     """``none``: believe any certificate."""
     ssl_check_hostname: bool = True
