@@ -1,0 +1,1 @@
+"""RabbitMQ for Umbel: transport, and results by reply queues"""

@@ -1,0 +1,101 @@
+"""What is handed out: which tag on which channel stands for a delivery now, and how tags are acknowledged together."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from attrs import define, field
+
+from umbel.model import Message
+from umbel_amqp import frames
+from umbel_amqp.channel import Channel
+
+
+class Tags:
+    """The unacknowledged tags of one channel, in their order, and by which consumer they came."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self.out: Counter[str] = Counter()
+        """How many each consumer has out."""
+        self._open: dict[int, str] = {}
+        self._later: list[int] | None = None
+        """Acknowledged while that is to wait."""
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def add(self, tag: int, consumer: str) -> None:
+        self._open[tag] = consumer
+        self.out[consumer] += 1
+
+    def ack(self, tags: Sequence[int]) -> None:
+        """One frame for all up to the highest below which nothing is left, one each for the rest. Raises if it is dead."""
+        if self._later is not None:
+            self._later += tags
+            return
+        done = set(tags)
+        first: list[int] = []
+        for tag in self._open:
+            if tag not in done:
+                break
+            first.append(tag)
+        number, written = self.channel.number, []
+        if len(first) > 1:
+            written.append(frames.ack_frame(number, first[-1], multiple=True))
+            done.difference_update(first)
+        written += [frames.ack_frame(number, tag) for tag in tags if tag in done]
+        self.channel.send(b"".join(written))
+        self._forget(tags)
+
+    def pause(self) -> None:
+        """Let acknowledgements wait for ``resume``."""
+        self._later = []
+
+    def resume(self) -> None:
+        later, self._later = self._later, None
+        if later and self.channel.dead is None:
+            self.ack(later)
+
+    def requeue(self, tags: Sequence[int]) -> None:
+        """Back to their places, which counts as a delivery. Raises if the channel is dead."""
+        self.channel.send(b"".join(frames.requeue_frame(self.channel.number, tag) for tag in tags))
+        self._forget(tags)
+
+    def _forget(self, tags: Sequence[int]) -> None:
+        for tag in tags:
+            if (consumer := self._open.pop(tag, None)) is not None:
+                self.out[consumer] -= 1
+
+
+@define(eq=False, kw_only=True)
+class Hold:
+    """The token of a delivery. Fenced by its channel: when that is dead, the message belongs to others."""
+
+    message: Message
+    count: int
+    starts: int
+    inexact: bool
+    tags: Tags
+    tag: int
+    since: float
+    """Since when the present tag is out, by the monotonic clock."""
+    number: int
+    """Of this delivery in its session."""
+    release: Callable[[], None]
+    """Tell the channel that this tag is settled."""
+    marked: bool = False
+    """Its start is recorded in the copy that is parked."""
+    parked: bool = False
+    ended: bool = field(default=False)
+    """Settled, or being settled."""
+
+    @property
+    def all_starts(self) -> int:
+        """With this one, if it is recorded."""
+        return self.starts + self.marked
+
+    @property
+    def live(self) -> bool:
+        return not self.ended and self.tags.channel.dead is None

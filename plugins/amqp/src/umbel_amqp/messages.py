@@ -1,0 +1,201 @@
+"""Messages as AMQP carries them, and back.
+
+What AMQP has no place for travels in one header, ``umbel-amqp``, that is taken off on arrival: how often the message was
+handed out and started before this copy of it was made, its due time, and properties that are not AMQP's. A plain message of
+a producer has no such header.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from attrs import frozen
+
+from umbel.model import Message
+from umbel_amqp.channel import Raw
+from umbel_amqp.fields import read_table, read_text, short_string, write_table
+
+META: Final = "umbel-amqp"
+
+DELIVERIES, STARTS, DUE, PROPERTIES, PARKED = "deliveries", "starts", "due", "properties", "parked"
+
+_TRACES: Final = (
+    "x-death", "x-first-death-exchange", "x-first-death-queue", "x-first-death-reason",
+    "x-last-death-exchange", "x-last-death-queue", "x-last-death-reason",
+)  # fmt: skip
+"""What RabbitMQ adds on the way through our own queues."""
+
+_FLAGS: Final = struct.Struct(">H")
+_U64: Final = struct.Struct(">Q")
+
+_SHORT: Final = {"correlation_id": 0x0400, "reply_to": 0x0200, "message_id": 0x0080, "type": 0x0020, "app_id": 0x0008}
+"""Properties that are text and that a sender may set. Not ``user_id``, which must be the connection's; nor ``expiration``: the
+broker would drop the message without a word, where a worker stores that it has expired."""
+
+_DEFAULTS: Final = Message(queue="")
+
+
+@frozen(kw_only=True)
+class Marks:
+    """What this copy of a message knows of its past."""
+
+    deliveries: int = 0
+    """Handings-out that count and that the broker does not know of."""
+    starts: int = 0
+    due: float | None = None
+    parked: int | None = None
+    """Number of the delivery that this is a copy of."""
+
+
+NO_MARKS: Final = Marks()
+
+
+def write_message(message: Message, exchange: str, marks: Marks = NO_MARKS, keys: Sequence[str] = ()) -> bytes:
+    """The content header's properties of a message that is published to ``exchange``.
+
+    ``keys``: further routing keys, which nobody sees on arrival. Raises ``PublishRefused``.
+    """
+    properties = message.properties
+    mode = properties.get("delivery_mode")
+    meta: dict[str, Any] = {}
+    if marks is not NO_MARKS:
+        given = {DELIVERIES: marks.deliveries, STARTS: marks.starts, DUE: marks.due, PARKED: marks.parked}
+        meta = {name: value for name, value in given.items() if value}
+    if not _is_amqp(properties, exchange):
+        meta[PROPERTIES] = dict(properties)
+    headers = message.headers
+    if meta:
+        headers = {**headers, META: meta}
+    if keys:
+        headers = {**headers, "BCC": list(keys)}
+    flags = 0xF800  # content type and encoding, headers, delivery mode, priority
+    parts = [
+        b"",
+        short_string(message.content_type),
+        short_string(message.content_encoding),
+        write_table(headers),
+        b"\x01" if mode == 1 else b"\x02",
+        bytes((min(max(message.priority, 0), 255),)),
+    ]
+    for name, flag in _SHORT.items():
+        value = properties.get(name)
+        if type(value) is str:
+            flags |= flag
+            parts.append(short_string(value))
+    parts[0] = _FLAGS.pack(flags)
+    return b"".join(parts)
+
+
+def _is_amqp(properties: Mapping[str, Any], exchange: str) -> bool:
+    """Whether AMQP's own properties, and the way it comes, will say exactly ``properties`` on arrival."""
+    if properties.get("delivery_mode") not in (1, 2):
+        return False
+    for name, value in properties.items():
+        if name in _SHORT:
+            if type(value) is not str:
+                return False
+        elif name == "exchange":
+            if not value or value != exchange or "routing_key" not in properties:
+                return False
+        elif name == "routing_key":
+            if type(value) is not str or "exchange" not in properties:
+                return False
+        elif name != "delivery_mode":
+            return False
+    return not exchange or "exchange" in properties
+
+
+@frozen
+class Received:
+    """A message that came out of a queue."""
+
+    message: Message
+    count: int
+    """As ``Delivery.count``."""
+    starts: int
+    inexact: bool
+    """The queue counts no further than this: it only says that the message was delivered before."""
+    due: float | None = None
+    parked: int | None = None
+
+
+def read_message(raw: Raw, queue: str) -> Received:
+    """Raises ``ValueError`` where the properties are not AMQP's."""
+    _, before, exchange, routing_key, data, body = raw
+    headers, fields = _read_properties(data)
+    content_type = fields.pop("content_type", _DEFAULTS.content_type)
+    content_encoding = fields.pop("content_encoding", _DEFAULTS.content_encoding)
+    priority = fields.pop("priority", 0)
+    redeliveries = headers.pop("x-delivery-count", None)
+    redeliveries = redeliveries if type(redeliveries) is int else None
+    meta = headers.pop(META, None)
+    deliveries = starts = due = parked = 0
+    properties = fields
+    if exchange:
+        properties["exchange"] = exchange
+        properties["routing_key"] = routing_key
+    if isinstance(meta, dict):
+        deliveries, starts, due, parked = (_number(meta.get(name)) for name in (DELIVERIES, STARTS, DUE, PARKED))
+        if due or deliveries or starts:
+            for trace in _TRACES:
+                headers.pop(trace, None)
+        if isinstance(kept := meta.get(PROPERTIES), dict):
+            properties = kept
+    return Received(
+        message=Message(
+            queue=queue,
+            headers=headers,
+            body=body,
+            content_type=content_type,
+            content_encoding=content_encoding,
+            priority=priority,
+            properties=properties,
+        ),
+        count=1 + int(deliveries) + (int(before) if redeliveries is None else max(redeliveries, int(before))),
+        starts=int(starts),
+        inexact=before and redeliveries is None,
+        due=due or None,
+        parked=parked or None,
+    )
+
+
+def _number(value: Any) -> Any:
+    """Anybody may write headers: what is no number says nothing."""
+    return value if type(value) in (int, float) else 0
+
+
+def _read_properties(data: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Headers, and the other properties that are set."""
+    headers: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
+    at = 2
+    for name, kind in _layout(*_FLAGS.unpack_from(data)):
+        if kind == "text":
+            end = at + 1 + data[at]
+            fields[name] = read_text(data[at + 1 : end])
+            at = end
+        elif kind == "octet":
+            fields[name] = data[at]
+            at += 1
+        elif kind == "table":
+            headers, at = read_table(data, at)
+        else:
+            (fields[name],) = _U64.unpack_from(data, at)
+            at += 8
+    return headers, fields
+
+
+@functools.lru_cache(256)
+def _layout(flags: int) -> tuple[tuple[str, str], ...]:
+    """Names and kinds of the properties that ``flags`` announce, in their order."""
+    return tuple((name, _KINDS.get(name, "text")) for number, name in enumerate(_ORDER) if flags & (0x8000 >> number))
+
+
+_ORDER: Final = (
+    "content_type", "content_encoding", "headers", "delivery_mode", "priority", "correlation_id", "reply_to",
+    "expiration", "message_id", "timestamp", "type", "user_id", "app_id", "cluster_id",
+)  # fmt: skip
+_KINDS: Final = {"headers": "table", "delivery_mode": "octet", "priority": "octet", "timestamp": "time"}
