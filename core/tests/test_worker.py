@@ -384,6 +384,25 @@ def test_a_component_that_cannot_go_on_stops_the_worker_with_status_1(
     assert faults == {"settle": 1, "renew": 1, "declare": 1}
 
 
+def test_a_component_that_a_driver_cancels_from_within_stops_the_worker_instead_of_leaving_it_deaf(
+    make_app: MakeApp, fakes: Fakes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from .fakes import FakeTransport
+
+    async def cancelled(self: FakeTransport, *args: Any, **kwargs: Any) -> Any:
+        inner = asyncio.ensure_future(asyncio.Event().wait())
+        inner.cancel()
+        await inner
+
+    app = make_app({"worker.grace": 0, **MANUAL})
+    monkeypatch.setattr(FakeTransport, "declare", cancelled)
+    run = Running(app)
+    run.thread.start()
+    run.join()
+    assert run.status == 1
+    assert "umbel-intake was cancelled from within" in caplog.text
+
+
 class Loud:
     """A listener that raises at everything it hears."""
 

@@ -198,10 +198,15 @@ class Worker:
         self._stop.set()
 
     def watch(self, task: asyncio.Task[None]) -> None:
-        """Stop the worker if a component's task fails."""
+        """Stop the worker if a component's task fails, or ends by a cancellation that nobody asked of it."""
 
         def ended(task: asyncio.Task[None]) -> None:
-            if not task.cancelled() and (exc := task.exception()) is not None:
+            if task.cancelled():
+                if (
+                    not task.cancelling()
+                ):  # what it awaited was cancelled, by a driver's fault: without it all would hang
+                    self.fail(UmbelError(f"{task.get_name()} was cancelled from within"))
+            elif (exc := task.exception()) is not None:
                 self.fail(exc)
 
         task.add_done_callback(ended)

@@ -36,6 +36,8 @@ class Session(Protocol):
 
 S = TypeVar("S", bound=Session)
 
+_CLOSED = "this connection to RabbitMQ is closed"
+
 
 class Slot(Generic[S]):
     """The place of a session: made when first asked for, thrown away whole on any fault, then made anew."""
@@ -45,6 +47,7 @@ class Slot(Generic[S]):
         self._lost = lost
         self._making: asyncio.Task[S] | None = None
         self._ending: set[asyncio.Task[None]] = set()
+        self._closed = False
         self.session: S | None = None
 
     @property
@@ -54,6 +57,8 @@ class Slot(Generic[S]):
     async def get(self) -> S:
         """The live session. Cancelling the call does not stop the making, for which others may wait."""
         while (session := self.live) is None:
+            if self._closed:
+                raise BrokerUnavailable(_CLOSED)
             if self.session is not None:
                 self._end(self.session)
                 self.session = None
@@ -61,7 +66,11 @@ class Slot(Generic[S]):
             if self._making is None:
                 self._making = asyncio.create_task(self._fill(), name="umbel-amqp-connect")
                 self._making.add_done_callback(_look_at)
-            await asyncio.shield(self._making)
+            making = self._making
+            await asyncio.wait([making])  # neither is cancelled with the other
+            if making.cancelled():
+                raise BrokerUnavailable(_CLOSED)
+            making.result()
         return session
 
     async def _fill(self) -> S:
@@ -77,6 +86,7 @@ class Slot(Generic[S]):
         ending.add_done_callback(self._ending.discard)
 
     async def close(self) -> None:
+        self._closed = True
         if self._making is not None:
             self._making.cancel()
             await asyncio.wait([self._making])
