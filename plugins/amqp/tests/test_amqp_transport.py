@@ -247,7 +247,7 @@ def test_thousands_of_delayed_messages_survive_the_broker(make_rabbitmq: Callabl
 
     async def live() -> None:
         async with opened(server.url) as (producer,):
-            due = time.time() + 30
+            due = time.time() + 20
             names = [str(n) for n in range(number)]
             for at in range(0, number, 1000):
                 await producer.publish([message(name, due=due) for name in names[at : at + 1000]], timeout=60)

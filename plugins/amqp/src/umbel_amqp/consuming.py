@@ -39,6 +39,7 @@ class Subscription:
         self.queues = {str(number): queue for number, queue in enumerate(queues)}
         self.share = share
         self.ended = False
+        self._ending: asyncio.Task[None] | None = None
         self._answers: list[asyncio.Future[object]] = []
 
     def begin(self, receive: Callable[[Subscription, str, Raw], None]) -> None:
@@ -65,27 +66,31 @@ class Subscription:
         return any(self.tags.out[consumer] >= self.share for consumer in self.queues)
 
     async def end(self) -> None:
-        """Stop; whatever the broker had sent until then has arrived when this returns.
+        """Stop; whatever the broker had sent until then has arrived when this returns. Cancelling the call does not stop it.
 
         A quorum queue forgets to tell what it hands to a consumer in the moment of its end, and keeps it until the channel
         closes. So nothing is under way then: all that was, has come, and no acknowledgement makes room for more.
         """
-        if self.ended:
-            return
-        self.ended = True
+        if self._ending is None:
+            self.ended = True
+            self._ending = asyncio.create_task(self._stop(), name="umbel-amqp-unsubscribe")
+        await asyncio.wait([self._ending])
+        self._ending.result()
+
+    async def _stop(self) -> None:
         self.tags.pause()
         try:
             await self.begun()
             await self._pass()
             for answer in [self.channel.call(Basic.Cancel(consumer)) for consumer in self.queues]:
-                await asyncio.shield(answer)
+                await answer
             await self._pass()
         finally:
             self.tags.resume()
 
     async def _pass(self) -> None:
         """A question whose answer comes after all that was told before."""
-        await asyncio.shield(self.channel.call(Basic.Qos(0, 0, False)))
+        await self.channel.call(Basic.Qos(0, 0, False))
 
     def release(self) -> None:
         """Free the channel, once nothing that came by it is unsettled."""
@@ -123,6 +128,8 @@ class Stream:
         """Received and not yielded."""
         self._news = asyncio.Event()
         self._subscription: Subscription | None = None
+        self._leaving: list[Subscription] = []
+        """Former ones that may not have ended yet."""
         self._subscribed_at = -1.0
         self._stuck_at: float | None = None
         self._cautious_until = 0.0
@@ -207,29 +214,42 @@ class Stream:
 
     async def _subscribe(self, room: int) -> None:
         self._subscribed_at = self._loop.time()
-        before = self._subscription
         channel = await self._connection.channel()
         cautious = self._subscribed_at < self._cautious_until
         share = max(1, room // len(self._queues)) if cautious else self._credit.limit
+        self._replace()
         subscription = self._subscription = Subscription(channel, self._queues, min(share, _LARGEST_PREFETCH))
         channel.on_cancel = self._cancelled
         channel.on_death.append(lambda reason: None if subscription.ended else self.stop(reason))
         subscription.begin(self._received)
-        if before is not None:
-            await self._end(before)
+        await self._leave()
         await subscription.begun()
 
-    async def _end(self, subscription: Subscription) -> None:
-        try:
-            await subscription.end()
-        finally:
+    def _replace(self) -> None:
+        if self._subscription is not None:
+            self._leaving.append(self._subscription)
+            self._subscription = None
+
+    async def _leave(self) -> None:
+        """End what was replaced; a call that was cancelled here leaves that to the next."""
+        while self._leaving:
+            subscription = self._leaving[0]
+            try:
+                await subscription.end()
+            except (BrokerUnavailable, ChannelClosed):
+                self._left(subscription)
+                raise
+            self._left(subscription)
+
+    def _left(self, subscription: Subscription) -> None:
+        if subscription in self._leaving:  # two may have waited for its end
+            self._leaving.remove(subscription)
             self._retire(subscription)
 
     async def _unsubscribe(self) -> None:
         """Ask for nothing more, and give back what waits."""
-        if (subscription := self._subscription) is not None:
-            self._subscription = None
-            await self._end(subscription)
+        self._replace()
+        await self._leave()
         waiting, self._waiting = list(self._waiting), deque()
         if waiting:
             await self._give_back(waiting)

@@ -281,10 +281,14 @@ class Parking:
         release()
 
     def _died(self, reason: Exception) -> None:
+        """What was held by it belongs to others now; nothing may be published to a queue that nobody reads."""
+        connection = self._session.connection
+        lost = BrokerUnavailable(f"{connection.where}: {reason}")
         for arrival in self._awaited.values():
             if not arrival.done():
-                arrival.set_exception(BrokerUnavailable(f"{self._session.connection.where}: {reason}"))
+                arrival.set_exception(lost)
                 arrival.exception()
+        connection.fail(lost)
 
 
 def _key(queue: str) -> str:
