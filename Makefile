@@ -4,6 +4,7 @@ DEV   := .venv/.ready-dev
 BIN   := .venv/bin
 SRC   := $(wildcard core/src plugins/*/src contrib/*/src)
 JOBS  ?= 3
+BENCH ?= embedded
 PROJECTS := pyproject.toml $(wildcard core/pyproject.toml plugins/*/pyproject.toml contrib/*/pyproject.toml)
 
 .PHONY: help setup demo services test lint format types layers docs wheels bench clean
@@ -29,8 +30,8 @@ docs: $(DEV) .venv/.ready-docs    ## build the pages into docs/_build/html
 	$(BIN)/python -m sphinx -W -n -b html docs docs/_build/html
 wheels: $(DEV) ## build every distribution, and gather what they depend on, into dist/
 	scripts/wheels dist
-bench: $(DEV) .venv/.ready-bench  ## measure against others, on the same work
-	$(BIN)/python benchmarks/embedded.py $(ARGS)
+bench: $(DEV) .venv/.ready-bench  ## measure against others, on the same work (BENCH=brokers: on Redis or RabbitMQ)
+	$(BIN)/python benchmarks/$(BENCH).py $(ARGS)
 clean:         ## remove everything that these commands made
 	rm -rf .venv .services dist docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 

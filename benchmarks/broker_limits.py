@@ -112,10 +112,11 @@ def py_amqp(url: str, count: int) -> dict[str, float]:
 
         channel.basic_qos(0, 1000, False)
         started = time.perf_counter()
-        channel.basic_consume("raw", callback=on_message)
+        consumer = channel.basic_consume("raw", callback=on_message)
         while got < count:
             connection.drain_events(timeout=20)
         taken = time.perf_counter() - started
+        channel.basic_cancel(consumer)
         channel.queue_delete("raw")
     return {"publish": count / sent, "consume": count / taken}
 
