@@ -258,7 +258,7 @@ def test_refused_and_accepted_again_on_the_same_port(proxy: Proxy, connect: Conn
 
 def test_a_server_that_is_down_is_a_reset(make_proxy: Callable[[int], Proxy]) -> None:
     proxy = make_proxy(free_port())
-    with socket.create_connection((HOST, proxy.port), timeout=5) as client, pytest.raises(ConnectionResetError):
+    with pytest.raises(ConnectionResetError), socket.create_connection((HOST, proxy.port), timeout=5) as client:
         client.recv(1)
     assert proxy.live == 0
 

@@ -40,7 +40,7 @@ BROKER_HEADERS: Final = frozenset(
     {
         "redelivered", "x-death", "x-first-death-exchange", "x-first-death-queue", "x-first-death-reason",
         "x-last-death-exchange", "x-last-death-queue", "x-last-death-reason", "x-delivery-count",
-        "umbel-dead-cause", "umbel-dead-queue", "umbel-dead-at", "umbel-dead-count",
+        "umbel-dead-cause", "umbel-dead-queue", "umbel-dead-at", "umbel-dead-count", "umbel-amqp",
     }
 )  # fmt: skip
 """Added by brokers on the way; never copied to a message that is sent again."""

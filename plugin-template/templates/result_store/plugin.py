@@ -21,7 +21,7 @@ from umbel.capabilities import ResultStoreCapabilities
 from umbel.errors import ResultStoreUnavailable, SettingsError
 from umbel.model import Result
 from umbel.ports.clock import Clock
-from umbel.ports.result_store import ResultStore
+from umbel.ports.result_store import ResultStore, surviving
 
 T = TypeVar("T")
 
@@ -63,8 +63,7 @@ class {{ cookiecutter.__class }}(ResultStore):
     # --- the port, on the event loop ------------------------------------------------------------
 
     async def put(self, results: Sequence[Result]) -> None:
-        latest = {result.task_id: result for result in results}
-        await self._do(self._put, latest.values())
+        await self._do(self._put, surviving(results))
 
     async def get(self, task_ids: Sequence[str]) -> Mapping[str, Result]:
         return await self._do(self._get, task_ids)

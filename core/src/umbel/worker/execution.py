@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import inspect
 import logging
@@ -32,6 +31,7 @@ from umbel.task import Request, Task, _current, typing_of_tasks
 from umbel.worker import followups
 from umbel.worker.logs import log_to_stderr
 from umbel.worker.outcomes import Records
+from umbel.worker.own_loop import OwnLoop
 
 logger = logging.getLogger("umbel.task")
 
@@ -137,18 +137,20 @@ class TaskExecutor:
         body = self._app.codec.decode(message.body, message.content_type, message.headers.get("compression"))
         return protocol.read_invocation(message.headers, body, self._timezone)
 
+    def _find(self, invocation: Invocation) -> Task[..., Any]:
+        followups.check_supported(invocation.embed)
+        return self._app.tasks[invocation.task]
+
     def _run(self, message: Message, queue: str, count: int, started: float) -> Outcome:
         try:
             invocation = self._read(message)
         except DecodeError as exc:
             return self._records.ended(Verdict.UNREADABLE, message, exc)
         try:
-            followups.check_supported(invocation.embed)
-            task = self._app.tasks[invocation.task]
-        except DecodeError as exc:
-            return self._records.ended(Verdict.UNREADABLE, message, exc, invocation=invocation)
-        except errors.UnknownTask as exc:
-            return self._records.ended(Verdict.UNKNOWN_TASK, message, exc, invocation=invocation)
+            task = self._find(invocation)
+        except (DecodeError, errors.UnknownTask) as exc:
+            verdict = Verdict.UNREADABLE if isinstance(exc, DecodeError) else Verdict.UNKNOWN_TASK
+            return self._records.ended(verdict, message, exc, invocation=invocation)
         request = Request(
             task=task, invocation=invocation, message=message, delivery_count=count, hostname=self._hostname
         )
@@ -208,9 +210,9 @@ class TaskExecutor:
 
     def _await(self, coroutine: Any) -> Any:
         """Run a coroutine on this thread's own loop, which lives as long as the thread."""
-        own: _OwnLoop | None = getattr(self._threads, "loop", None)
+        own: OwnLoop | None = getattr(self._threads, "loop", None)
         if own is None:
-            own = self._threads.loop = _OwnLoop()
+            own = self._threads.loop = OwnLoop()
         try:
             return own.runner.run(coroutine, context=contextvars.copy_context())
         except (SoftTimeLimitExceeded, TaskCancelled):
@@ -312,8 +314,7 @@ class TaskExecutor:
         except DecodeError:
             return self._records.ended(verdict, message, exc)
         try:
-            followups.check_supported(invocation.embed)
-            task = self._app.tasks[invocation.task]
+            task = self._find(invocation)
         except (DecodeError, errors.UnknownTask):
             return self._records.ended(verdict, message, exc, invocation=invocation)
         request = Request(task=task, invocation=invocation, message=message, delivery_count=count)
@@ -360,22 +361,6 @@ class TaskExecutor:
             getattr(task, handler)(*args)
         except Exception:
             logger.exception("%s of task %s raised; the task's outcome stands", handler, task.name)
-
-
-class _OwnLoop:
-    """One thread's event loop, closed when the thread ends and lets go of it."""
-
-    def __init__(self) -> None:
-        self.runner = asyncio.Runner()
-        self._loop = self.runner.get_loop()
-
-    def __del__(self) -> None:
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            self.runner.close()
-        else:  # garbage collected under another loop, where this one cannot run to its end
-            self._loop.close()
 
 
 _OWN_FILES = frozenset({__file__, task_module.__file__, runners.__file__, base_events.__file__})
