@@ -13,7 +13,7 @@ from servers.redis import RedisServer
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from fleet import Broker, Fleet  # found by the line above
+from interop_fleet import Broker, Fleet  # found by the line above
 
 
 @pytest.fixture(scope="module")

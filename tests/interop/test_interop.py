@@ -17,7 +17,7 @@ from uuid import uuid4
 import pytest
 from attrs import frozen
 from cluster import until
-from fleet import Client, Fleet
+from interop_fleet import Client, Fleet
 from interop_matrix import BROKERS, FEATURES, FORMS, Cell, cells
 
 pytestmark = pytest.mark.timeout(240)  # the first on RabbitMQ waits for the server, the first with each worker for that

@@ -66,14 +66,27 @@ class SharesHeaders(HonestTransport):
                 kept.message = evolve(kept.message, headers=message.headers)
 
 
-@HOUSE.breaks("publish_returns_when_the_broker_has_it", "close_ends_what_is_under_way")
+@HOUSE.breaks("publish_returns_when_the_broker_has_it")
 class ConfirmsTooSoon(HonestTransport):
     async def publish(self, messages: Sequence[Message], *, timeout: float) -> None:
         await self.enter()
-        if len(messages) == 1 and messages[0].id == "3":
+        self.sent = [*getattr(self, "sent", ()), *(message.id for message in messages)]
+        if self.sent == ["1", "2", "3"]:
             asyncio.get_running_loop().call_later(0.02, self.accept, messages)
         else:
             self.accept(messages)
+
+
+@HOUSE.breaks("close_ends_what_is_under_way")
+class LosesItsLastOnesAtTheEnd(HonestTransport):
+    async def publish(self, messages: Sequence[Message], *, timeout: float) -> None:
+        await super().publish(messages, timeout=timeout)
+        self.sent = [*getattr(self, "sent", ()), *(message.id for message in messages)]
+
+    async def close(self) -> None:
+        if getattr(self, "sent", [])[:6] == [str(number) for number in range(6)]:
+            del self.broker.kept[-2:]
+        await super().close()
 
 
 @HOUSE.breaks("what_was_accepted_outlives_its_connection")
