@@ -475,6 +475,6 @@ def test_what_runs_is_told_with_its_start_and_what_waits_is_not(tasks: ModuleTyp
         assert before <= told.since <= time.monotonic()
         tasks.gates["g"].set()
         await bench.end(second)
-        assert bench.pool.running() == {}
+        await until(lambda: bench.pool.running() == {})
 
     drive(bench, test, context())
