@@ -290,7 +290,7 @@ def test_every_job_ends_once_and_nothing_stalls_or_leaks_under_random_deaths() -
 
 def test_a_child_that_does_not_take_up_its_work_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        monkeypatch.setattr("umbel_prefork.pool.EXIT_SECONDS", 0.5)
+        monkeypatch.setattr("umbel_children.pool.EXIT_SECONDS", 0.5)
         async with rig(1) as r:
             os.kill(r.pids[0], signal.SIGSTOP)
             job = r.submit("echo", 1, time_limit=1.0)
@@ -321,7 +321,7 @@ def test_a_dead_fork_server_is_replaced_with_its_children() -> None:
 
 
 def test_a_fork_server_that_does_not_kill_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("umbel_prefork.brood.EXIT_SECONDS", 0.3)
+    monkeypatch.setattr("umbel_children.brood.EXIT_SECONDS", 0.3)
 
     async def main() -> None:
         async with rig(1) as r:

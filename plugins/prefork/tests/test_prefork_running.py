@@ -195,6 +195,23 @@ def test_an_upcall_from_a_forked_process_is_refused_and_harms_nobody() -> None:
     asyncio.run(main())
 
 
+def test_a_process_that_a_task_forks_and_lets_return_does_not_go_on_as_the_child() -> None:
+    async def main() -> None:
+        async with rig(1) as r:
+            await r.warm("echo")
+            before = r.pids
+            for _ in range(5):
+                jobs = [r.job("echo", 1), r.job("fork_and_return", task="echo"), r.job("echo", 2)]
+                ends = await r.run_all(jobs)
+                assert [end.ending for end in ends] == [Ending.DONE] * 3
+                twin = ends[1].payload[1] if ends[1].payload else 0
+                await eventually(lambda twin=twin: not alive(twin))
+            assert await r.value("fork_and_exit") == 3
+            assert r.pids == before
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     ("target", "text"),
     [
@@ -218,7 +235,7 @@ def test_a_child_that_does_not_become_ready_is_killed() -> None:
         async with rig(target="make_slow", start_timeout=2):
             pytest.fail("started")
 
-    with pytest.raises(UmbelError, match=r"not ready within 2 s"):
+    with pytest.raises(UmbelError, match=r"within 2 s"):
         asyncio.run(main())
 
 

@@ -32,7 +32,7 @@ class Pierced(Run):
                 if exception is TaskCancelled:
                     self.cancelled = True
                 self.aimed.append(exception)
-                self.land()
+                self.land(None)
             finally:
                 state["landing"] = False
 
@@ -89,15 +89,15 @@ def test_of_two_interruptions_at_once_the_cancel_wins_and_none_is_left() -> None
         run = Run(Job(id=1, task="t", payload=()), window=Window.OPEN)
         run.aimed.extend(order)
         with pytest.raises(TaskCancelled):
-            run.land()
-        run.land()
+            run.land(None)
+        run.land(None)
 
 
 def test_nothing_lands_outside_the_window() -> None:
     for window in (Window.AHEAD, Window.CLOSED):
         run = Run(Job(id=1, task="t", payload=()), window=window)
         run.aimed.append(TaskCancelled)
-        run.land()
+        run.land(None)
         assert not run.aimed
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from umbel.errors import SoftTimeLimitExceeded, TaskCancelled
 from umbel.model import Ending, Job
-from umbel_threads.slot import Run, Slot, Window
+from umbel_children.slot import Run, Slot, Window
 
 INTERRUPTIONS = (SoftTimeLimitExceeded, TaskCancelled)
 _observe = object.__getattribute__

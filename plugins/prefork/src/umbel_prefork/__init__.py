@@ -1,1 +1,1 @@
-"""Process pool of Umbel: a clean fork server, one socket pair per child."""
+"""Process pool of Umbel: one job at a time in each child."""

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, ClassVar
 
+from attrs import evolve
+
 from umbel.capabilities import PoolCapabilities
 from umbel.errors import NotSupported, SettingsError, SoftTimeLimitExceeded, TaskCancelled, UmbelError
 from umbel.model import Completion, Ending, Job
@@ -182,6 +184,22 @@ class SoloPool(Pool):
             return True
         return run is not None and run.job.id == job_id and self._cancel(run)
 
+    def limit(self, job_id: int, *, time_limit: float | None, soft_time_limit: float | None) -> bool:
+        """See the port. A hard limit is not kept, so with one the answer is False."""
+        with self._work:
+            place = next((place for place, job in enumerate(self._queue) if job.id == job_id), None)
+            if place is not None:
+                self._queue[place] = evolve(self._queue[place], soft_time_limit=soft_time_limit)
+                return time_limit is None
+            run = self._run
+        if run is None or run.job.id != job_id or job_id not in self._open:
+            return False
+        run.job = evolve(run.job, soft_time_limit=soft_time_limit)
+        if (timer := self._timers.pop(job_id, None)) is not None:
+            timer.cancel()
+        self._arm_from_start(run)
+        return time_limit is None and run.window is not Window.CLOSED
+
     async def resize(self, concurrency: int) -> None:
         """Raises ``NotSupported``, unless ``concurrency`` is 1."""
         if concurrency != 1:
@@ -275,6 +293,10 @@ class SoloPool(Pool):
         if run.job.id in self._open:
             self._timers[run.job.id] = self._loop.call_at(at, self._soft_limit, run)
 
+    def _arm_from_start(self, run: Run) -> None:
+        if run.job.soft_time_limit is not None and run.job.id not in self._timers:
+            self._arm(run, (run.since or self._loop.time()) + run.job.soft_time_limit)
+
     def _soft_limit(self, run: Run) -> None:
         if self._aim(run, SoftTimeLimitExceeded) is Window.AHEAD:
             self._arm(run, self._loop.time() + 0.01)
@@ -324,7 +346,7 @@ class SoloPool(Pool):
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         if (run := self._run) is not None:
-            run.land()
+            run.land(getattr(self._executor, "interrupt_thread", None))
 
     def _take(self) -> tuple[Run, Executor] | None:
         with self._work:
@@ -338,7 +360,7 @@ class SoloPool(Pool):
 
     def _carry_out(self, run: Run, executor: Executor) -> None:
         if run.job.soft_time_limit is not None:
-            self._on_loop(self._arm, run, self._loop.time() + run.job.soft_time_limit)
+            self._on_loop(self._arm_from_start, run)
         run.work(executor)
         self._reports.append(run.completion())
         run.error = None  # its traceback holds the frame that holds the run

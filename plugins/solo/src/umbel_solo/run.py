@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import enum
+import threading
 import time
 import traceback
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from attrs import define, field
@@ -63,13 +65,18 @@ class Run:
             self.error = error
         self.runtime = time.monotonic() - started
 
-    def land(self) -> None:
-        """Raise the strongest of what was aimed at this job, unless it is over. In the signal handler only."""
+    def land(self, waits_itself: Callable[[int, type[BaseException]], bool] | None) -> None:
+        """Raise the strongest of what was aimed at this job, unless it is over. In the signal handler only.
+
+        ``waits_itself``: the executor's own way, for a job that waits on an event loop of this thread.
+        """
         exception: type[BaseException] | None = None
         while self.aimed:
             aimed = self.aimed.popleft()
             exception = aimed if exception is not TaskCancelled else exception
-        if exception is not None and self.window is Window.OPEN:
+        if exception is None or self.window is not Window.OPEN:
+            return
+        if not (waits_itself and waits_itself(threading.get_ident(), exception)):
             raise exception
 
     def completion(self) -> Completion:

@@ -11,11 +11,13 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
+from attrs import evolve
+
 from umbel.capabilities import PoolCapabilities
 from umbel.errors import SettingsError, SoftTimeLimitExceeded, TaskCancelled, UmbelError
 from umbel.model import Completion, Ending, Job
 from umbel.ports.pool import Executor, Pool, PoolContext, Running
-from umbel_threads.slot import Run, Slot, Window
+from umbel_children.slot import Run, Slot, Window, wait_interruptibly
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +57,6 @@ class ThreadsPool(Pool):
         # Threads append, the loop drains; one wake-up is under way at most.
         self._reports: deque[Completion] = deque()
         self._reporting = False
-        self._local = threading.local()
         # The loop's own.
         self._open: set[int] = set()
         self._timers: dict[int, asyncio.TimerHandle] = {}
@@ -153,6 +154,23 @@ class ThreadsPool(Pool):
             return True
         return job_id in taken and self._cancel(*taken[job_id])
 
+    def limit(self, job_id: int, *, time_limit: float | None, soft_time_limit: float | None) -> bool:
+        """See the port. A hard limit is not kept, so with one the answer is False."""
+        with self._work:
+            place = next((place for place, job in enumerate(self._queue) if job.id == job_id), None)
+            if place is not None:
+                self._queue[place] = evolve(self._queue[place], soft_time_limit=soft_time_limit)
+                return time_limit is None
+            taken = next(((s, s.run) for s in self._slots if s.run is not None and s.run.job.id == job_id), None)
+        if taken is None or job_id not in self._open:
+            return False
+        slot, run = taken
+        run.job = evolve(run.job, soft_time_limit=soft_time_limit)
+        if (timer := self._timers.pop(job_id, None)) is not None:
+            timer.cancel()
+        self._arm_from_start(slot, run)
+        return time_limit is None and run.window is not Window.CLOSED
+
     async def resize(self, concurrency: int) -> None:
         """See the port. Raises ``SettingsError`` for a concurrency below 1."""
         _check(concurrency)
@@ -247,6 +265,10 @@ class ThreadsPool(Pool):
         if run.job.id in self._open:
             self._timers[run.job.id] = self._loop.call_at(at, self._soft_limit, slot, run)
 
+    def _arm_from_start(self, slot: Slot, run: Run) -> None:
+        if run.job.soft_time_limit is not None and run.job.id not in self._timers:
+            self._arm(slot, run, (run.since or self._loop.time()) + run.job.soft_time_limit)
+
     def _soft_limit(self, slot: Slot, run: Run) -> None:
         if slot.interrupt(run, SoftTimeLimitExceeded) is Window.AHEAD:
             self._arm(slot, run, self._loop.time() + 0.01)
@@ -277,10 +299,9 @@ class ThreadsPool(Pool):
     # --- in the threads -------------------------------------------------------------------------
 
     def _live(self, slot: Slot) -> None:
-        self._local.slot = slot
         while (run := self._take(slot)) is not None:
             if run.job.soft_time_limit is not None:
-                self._on_loop(self._arm, slot, run, self._loop.time() + run.job.soft_time_limit)
+                self._on_loop(self._arm_from_start, slot, run)
             slot.work(run, self._executor)
             self._reports.append(run.completion())
             run.error = None  # its traceback holds the frame that holds the run
@@ -311,14 +332,7 @@ class ThreadsPool(Pool):
         except RuntimeError:
             call.close()
             raise UmbelError(f"upcall {verb!r} has no answer: the worker has stopped, this thread lives on") from None
-        slot: Slot | None = getattr(self._local, "slot", None)
-        if slot is None:  # a thread that the application made itself
-            return future.result()
-        slot.upcall = future
-        try:
-            return future.result()
-        finally:
-            slot.upcall = None
+        return wait_interruptibly(future)
 
     def _on_loop(self, callback: Callable[..., None], *arguments: Any) -> None:
         try:

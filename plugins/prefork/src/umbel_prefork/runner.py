@@ -1,4 +1,4 @@
-"""A child: runs jobs one after the other, and asks its parent for everything else.
+"""Runs the jobs of a child one after the other, and asks its parent for everything else.
 
 The main thread runs the jobs. Any thread may make an upcall; the socket is read by one of the waiting threads at a
 time, the *leader*, for all of them, so a child needs no thread of its own.
@@ -20,14 +20,16 @@ import threading
 import time
 import traceback
 from collections import deque
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, Final, NoReturn
 
-from umbel.errors import SoftTimeLimitExceeded, TaskCancelled, UmbelError
+from umbel.errors import SoftTimeLimitExceeded, TaskCancelled
 from umbel.model import Ending
 from umbel.ports.pool import ExecutorFactory
-from umbel_prefork import channel, errors
-from umbel_prefork.cells import CURRENT, DONE, KEEP, KEPT, RECALL, REQUEST, STARTED, Cell, fence
+from umbel_children import channel, errors
+from umbel_children.cells import CURRENT, DONE, KEEP, KEPT, RECALL, REQUEST, STARTED, Cell, fence
+from umbel_children.runner import Nature, Runner, leave, refuse_fork, resident_bytes
 
 UNSENT_SECONDS: Final = 0.005
 UNSENT_JOBS: Final = 64
@@ -47,45 +49,24 @@ SHUT, OPEN, WAITING = 0, 1, 2
 Box = queue.SimpleQueue[Any]
 
 
-def resident_bytes() -> int:
-    """Memory of this process that is in RAM; where the system does not tell, the most it ever was."""
-    try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except FileNotFoundError:
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def leave(code: int) -> NoReturn:
-    """End this process at once, without running what the fork server left to run at exit."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError, AttributeError):
-            pass  # closed or absent; there is nobody left to tell
-    os._exit(code)
-
-
-class Child:
+class OneByOne(Runner):
     """The state of this process as a child. ``run`` never returns."""
 
-    def __init__(self, sock: socket.socket, cell: Cell, max_tasks: int | None, max_memory: int | None) -> None:
+    def __init__(self, sock: socket.socket, cell: Cell, nature: Nature, slots: int) -> None:
+        super().__init__(sock, cell, nature, slots)
         self._pid = os.getpid()
         self._main = threading.get_ident()
-        self._sock = sock
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
-        self._cell = cell
-        self._max_tasks = max_tasks or 0
-        self._max_memory = max_memory or 0
+        self._max_tasks = nature.max_tasks or 0
+        self._max_memory = nature.max_memory or 0
         self._decoder = channel.Decoder()
         self._jobs: deque[tuple[int, tuple[Any, ...]]] = deque()
         self._results: list[tuple[Any, ...]] = []
         self._gate = SHUT
         self._running = 0
         self._answered = 0
+        self._waits_itself: Callable[[int, type[BaseException]], bool] | None = None
         self._sending = threading.Lock()
         self._roles = threading.Lock()
         self._leader: Box | None = None
@@ -96,27 +77,14 @@ class Child:
     def run(self, factory: ExecutorFactory) -> NoReturn:
         """Make the executor, say so, run jobs until the parent closes the socket or it is time to retire."""
         signal.signal(signal.SIGUSR1, self._on_signal)
-        try:
-            executor = factory.make(self.upcall)
-            if self._max_memory and (used := resident_bytes()) > self._max_memory:
-                raise UmbelError(
-                    f"a new child of the prefork pool uses {used} bytes before its first task, more than"
-                    f" max_memory_per_child = {self._max_memory}; raise that setting"
-                )
-        except UmbelError as error:
-            self._fail(str(error))
-        except BaseException:
-            self._fail(traceback.format_exc())
+        executor = self.make(factory, self.upcall)
+        self._waits_itself = getattr(executor, "interrupt_thread", None)
         self._send((channel.READY,))
         self._work(executor.execute)
 
     def upcall(self, verb: str, payload: Any) -> Any:
         """Ask the parent and wait for its answer; from any thread. Raises what the parent raised."""
-        if os.getpid() != self._pid:
-            raise UmbelError(
-                f"{verb!r} cannot be done in a process that a task has forked; do it in the task itself,"
-                " or start the process with subprocess or multiprocessing's spawn"
-            )
+        refuse_fork(self._pid, verb)
         main = threading.get_ident() == self._main
         gate = self._gate
         if main:
@@ -178,6 +146,8 @@ class Child:
                 # Plain stores, here and in the two clauses above: no signal handler runs until the last is done.
                 self._gate = SHUT
                 self._running = 0
+            if self._twin:
+                leave(0)
             end = monotonic()
             # Kept before it is done: a job that died in between counts as running, and none is ever both.
             self._keep(sequence, end - start, results.pop() if other is None else None, other)
@@ -220,7 +190,10 @@ class Child:
         request = self._cell.words[REQUEST]
         if request != self._answered and request >> 1 == self._running:
             self._answered = request
-            raise TaskCancelled() if request & 1 else SoftTimeLimitExceeded()
+            exception = TaskCancelled if request & 1 else SoftTimeLimitExceeded
+            # A coroutine that waits on the executor's own loop is told there, and the loop's works are spared.
+            if not (self._waits_itself and self._waits_itself(self._main, exception)):
+                raise exception
 
     # --- the socket -----------------------------------------------------------------------------
 
@@ -329,13 +302,10 @@ class Child:
 
     # --- the end --------------------------------------------------------------------------------
 
-    def _fail(self, text: str) -> NoReturn:
-        self._send((channel.FAILED, text))
-        leave(1)
-
     def _die(self, error: BaseException) -> NoReturn:
         """The executor let ``error`` through: ``SystemExit``, ``KeyboardInterrupt``, or it is broken itself."""
-        self._flush()
+        if not self._twin:
+            self._flush()
         if isinstance(error, SystemExit):
             if isinstance(error.code, str):
                 print(error.code, file=sys.stderr)

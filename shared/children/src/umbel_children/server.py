@@ -22,9 +22,9 @@ from types import FrameType
 from typing import Any, Final, NoReturn
 
 from umbel.ports.pool import ExecutorFactory
-from umbel_prefork import channel
-from umbel_prefork.cells import Cell
-from umbel_prefork.child import Child, leave
+from umbel_children import channel
+from umbel_children.cells import Cell
+from umbel_children.runner import Nature, Runner, leave
 
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -51,10 +51,12 @@ class ForkServer:
 
     def run(self) -> NoReturn:
         """Import the application, then fork, signal and reap until the parent closes the socket."""
-        _, target, arguments, *self._limits = self._first_frame()
+        _, target, arguments, nature = self._first_frame()
         self._factory = ExecutorFactory(target=target, arguments=arguments)
+        self._nature = Nature.from_plain(nature)
         try:
-            if preload := getattr(resolve_name(target), "preload", None):
+            self._runner: type[Runner] = resolve_name(self._nature.runner)
+            if self._runner.preloads and (preload := getattr(resolve_name(target), "preload", None)):
                 preload(**arguments)
         except BaseException:
             self._send(channel.FAILED, traceback.format_exc())
@@ -95,11 +97,11 @@ class ForkServer:
         self._fds.extend(fds)
         for kind, number, *rest in self._decoder.feed(chunk):
             if kind == channel.SPAWN:
-                self._spawn(number, self._fds.popleft(), self._fds.popleft())
+                self._spawn(number, rest[0], self._fds.popleft(), self._fds.popleft())
             elif number in self._pids:
                 self._signal(number, rest[0])
 
-    def _spawn(self, number: int, sock_fd: int, cell_fd: int) -> None:
+    def _spawn(self, number: int, slots: int, sock_fd: int, cell_fd: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         try:
@@ -108,7 +110,7 @@ class ForkServer:
             pid = -1
             self._send(channel.EXITED, number, f"cannot fork: {error}")
         if pid == 0:
-            self._become_child(sock_fd, cell_fd)
+            self._become_child(slots, sock_fd, cell_fd)
         os.close(sock_fd)
         os.close(cell_fd)
         if pid > 0:
@@ -116,7 +118,7 @@ class ForkServer:
             self._pids[number] = pid
             self._send(channel.SPAWNED, number, pid)
 
-    def _become_child(self, sock_fd: int, cell_fd: int) -> NoReturn:
+    def _become_child(self, slots: int, sock_fd: int, cell_fd: int) -> NoReturn:
         try:
             _die_with_parent()
             _own_group(0)
@@ -126,9 +128,10 @@ class ForkServer:
             for fd in (self._wakeup, self._waker, *self._fds):
                 os.close(fd)
             self._sock.close()
-            cell = Cell(cell_fd)
+            cell = Cell(cell_fd, self._nature.rows)
             os.close(cell_fd)
-            Child(socket.socket(fileno=sock_fd), cell, *self._limits).run(self._factory)
+            self._runner.prepare(self._nature.options)
+            self._runner(socket.socket(fileno=sock_fd), cell, self._nature, slots).run(self._factory)
         except BaseException:
             traceback.print_exc()
         leave(1)

@@ -33,11 +33,17 @@ RETIRING: Final = 6
 """``""``: everything is reported; no other job will be started."""
 UPCALL: Final = 7
 """``call, verb, payload``"""
+INTERRUPT: Final = 8
+"""``sequence, cancel``: raise in that job of a child that runs many; what it has not begun is skipped, if cancelled."""
+SLOTS: Final = 9
+"""``slots``: how many jobs a child that runs many may run at once from now on."""
+FULL: Final = 10
+"""``""``: the child has grown too large; it begins no job that it is given from now on, and ends those it has begun."""
 # Between the parent and the fork server. A child has a number that is never used twice.
 BEGIN: Final = 20
-"""``target, arguments, max tasks, max memory``: what every child will run."""
+"""``target, arguments, nature``: what every child will run, and how."""
 SPAWN: Final = 21
-"""``number``; with the child's socket and its cell as file descriptors."""
+"""``number, slots``; with the child's socket and its cell as file descriptors."""
 SIGNAL: Final = 22
 """``number, signal``"""
 SPAWNED: Final = 23

@@ -14,10 +14,12 @@ from typing import Any, Final
 
 from umbel.errors import UmbelError
 from umbel.ports.pool import PoolContext
-from umbel_prefork import channel
-from umbel_prefork.cells import KEPT, shared_cell
-from umbel_prefork.channel import Channel, Decoder, Frame
-from umbel_prefork.session import Child, ForkServer, State, describe_exit
+from umbel_children import channel
+from umbel_children.cells import KEPT, shared_cell
+from umbel_children.channel import Channel, Decoder, Frame
+from umbel_children.records import Child, Many, State
+from umbel_children.runner import Nature
+from umbel_children.session import ForkServer, describe_exit
 
 log = logging.getLogger(__name__)
 
@@ -34,22 +36,26 @@ SPAWNS: Final = 16
 
 
 class Brood:
-    """Keeps ``slots`` children alive. What they do is not its business; it tells of their frames and deaths."""
+    """Keeps the children alive. What they do is not its business; it tells of their frames and deaths."""
 
     context: PoolContext
+    nature: Nature
 
     def __init__(
         self,
+        name: str,
         on_frames: Callable[[Child, Sequence[Frame]], None],
         on_death: Callable[[Child, str], None],
         look_after: Callable[[Child, float], bool],
     ) -> None:
         """``on_death(child, how)`` comes once for each child, when nothing of it runs any more.
 
-        ``look_after(child, now)`` comes at each tick for each child without a deadline of its own, and tells whether
-        ticks are needed further.
+        ``name``: the pool's. ``look_after(child, now)`` comes at each tick for each child without a deadline of its own,
+        and tells whether ticks are needed further.
         """
-        self.slots = 0
+        self.name = name
+        self.shares: list[int] = []
+        """How many jobs each child may run at once; so many children there are to be. One that runs several has a table."""
         self.children: dict[int, Child] = {}
         self.failures = 0
         """Starts that failed since a child was last given a job."""
@@ -65,10 +71,11 @@ class Brood:
         self._closing = False
         self._stirred = asyncio.Event()
 
-    async def open(self, context: PoolContext) -> None:
+    async def open(self, context: PoolContext, nature: Nature, shares: Sequence[int]) -> None:
         """Return when the first child is ready. Raises ``UmbelError`` if the application or a child does not start."""
         self.context = context
-        self.slots = context.concurrency
+        self.nature = nature
+        self.shares = list(shares)
         self._first = asyncio.get_running_loop().create_future()
         await self._open_session()
         await self._first
@@ -83,12 +90,23 @@ class Brood:
         if server is None or not server.ready or self._closing or time.monotonic() < self._start_again_at:
             return
         asked = sum([not child.pid for child in self.children.values()])
-        for _ in range(min(self.slots - len(self.filling()), SPAWNS - asked)):
+        for share in self._missing()[: SPAWNS - asked]:
             try:
-                self._spawn(server)
+                self._spawn(server, share)
             except OSError as error:
                 self._on_start_failure(f"the worker cannot make a socket and shared memory for it: {error}")
                 return
+
+    def _missing(self) -> list[int]:
+        """The shares that no child has."""
+        filling = self.filling()
+        if len(filling) >= len(self.shares):
+            return []
+        left = list(self.shares)
+        for child in filling:
+            if child.slots in left:
+                left.remove(child.slots)
+        return left[: len(self.shares) - len(filling)]
 
     def kill(self, child: Child) -> None:
         """End a child now, and replace it."""
@@ -137,20 +155,21 @@ class Brood:
             await self.server.close()
         if self._timer:
             self._timer.cancel()
-        self._refuse("the prefork pool was stopped while it started")
+        self._refuse(f"the {self.name} pool was stopped while it started")
 
     # --- children -------------------------------------------------------------------------------
 
-    def _spawn(self, server: ForkServer) -> None:
+    def _spawn(self, server: ForkServer, slots: int) -> None:
         self._numbers += 1
-        with shared_cell() as (fd, cell):
+        with shared_cell(self.nature.rows) as (fd, cell):
             ours, theirs = socket.socketpair()
             with theirs:
-                child = Child(number=self._numbers, server=server, cell=cell)
+                kind = Many if self.nature.rows > 1 else Child
+                child = kind(number=self._numbers, server=server, cell=cell, slots=slots)
                 child.channel = Channel(ours, partial(self._on_child_frames, child), partial(self._on_child_end, child))
                 self.children[child.number] = child
                 self._expect(child, State.STARTING, self.context.start_timeout)
-                if not server.spawn(theirs, fd, child.number):
+                if not server.spawn(theirs, fd, child.number, slots):
                     server.give_up("it takes no requests")
 
     def _expect(self, child: Child, state: State, seconds: float) -> None:
@@ -236,7 +255,7 @@ class Brood:
             delay = self._backoff()
             self._start_again_at = time.monotonic() + delay
             asyncio.get_running_loop().call_later(delay, self.fill)
-            log.error("a child of the prefork pool could not start; next try in %.1f s: %s", delay, why)
+            log.error("a child of the %s pool could not start; next try in %.1f s: %s", self.name, delay, why)
 
     def _refuse(self, why: str) -> bool:
         """Let ``open`` raise, if it waits for the first child."""
@@ -253,7 +272,7 @@ class Brood:
 
     async def _open_session(self) -> None:
         self.server = ForkServer(self._on_server_frame, self._on_session_lost)
-        threads = await self.server.start(self.context)
+        threads = await self.server.start(self.context, self.nature)
         if threads:
             log.warning(
                 "importing the application starts threads, which will not exist in the children: %s;"
@@ -276,7 +295,7 @@ class Brood:
                 except ProcessLookupError:
                     pass  # dead already, by the fork server's death
         if not self._refuse(why) and not self._closing:
-            log.error("%s; the prefork pool starts another", why)
+            log.error("%s; the %s pool starts another", why, self.name)
             self._rebuilding = asyncio.get_running_loop().create_task(self._rebuild(server))
 
     async def _rebuild(self, lost: ForkServer) -> None:
@@ -287,5 +306,5 @@ class Brood:
                 return await self._open_session()
             except UmbelError as error:
                 self.failures += 1
-                log.error("the prefork pool has no children: %s", error)
+                log.error("the %s pool has no children: %s", self.name, error)
                 lost = self.server or lost

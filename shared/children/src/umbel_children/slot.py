@@ -15,6 +15,7 @@ import enum
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 from attrs import define
@@ -29,6 +30,21 @@ _raise_in_thread = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_ulong, ctypes.py_obj
 )
 _NOTHING: ctypes.py_object[type[BaseException]] = ctypes.py_object()
 """A null pointer: withdraws what is pending."""
+
+
+_here = threading.local()
+
+
+def wait_interruptibly(future: concurrent.futures.Future[Any]) -> Any:
+    """The result of an upcall; where a slot's thread waits for it, an interruption ends the wait."""
+    slot: Slot | None = getattr(_here, "slot", None)
+    if slot is None:  # a thread that the application made itself
+        return future.result()
+    slot.upcall = future
+    try:
+        return future.result()
+    finally:
+        slot.upcall = None
 
 
 class Window(enum.Enum):
@@ -82,6 +98,8 @@ class Slot:
         """What the running job waits for."""
         self._ident = 0
         self._interrupting = False
+        self._waits_itself: Callable[[int, type[BaseException]], bool] | None = None
+        """The executor's own way to interrupt, for a thread that waits on an event loop of its own."""
 
     def work(self, run: Run, executor: Executor) -> None:
         """Run one job to its end, on this slot's thread. Raises nothing, whatever the job does.
@@ -90,6 +108,8 @@ class Slot:
         being closed: hence three layers, the last of which nothing can reach.
         """
         self._ident = threading.get_ident()
+        _here.slot = self
+        self._waits_itself = getattr(executor, "interrupt_thread", None)
         self.upcall = None
         run.since = started = time.monotonic()
         try:
@@ -122,7 +142,7 @@ class Slot:
         self._interrupting = True
         try:
             window = run.window
-            if window is Window.OPEN:
+            if window is Window.OPEN and not (self._waits_itself and self._waits_itself(self._ident, exception)):
                 run.interrupted = True
                 _raise_in_thread(self._ident, exception)
                 if (upcall := self.upcall) is not None:

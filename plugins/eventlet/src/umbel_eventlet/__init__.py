@@ -1,0 +1,1 @@
+"""Pool of Umbel for eventlet: many greenlets at once in each child process."""

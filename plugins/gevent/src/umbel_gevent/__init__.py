@@ -1,0 +1,1 @@
+"""Pool of Umbel for gevent: many greenlets at once in each child process."""
