@@ -1,0 +1,1 @@
+"""Liveness and readiness of a worker over plain HTTP: a listener."""

@@ -1,0 +1,1 @@
+"""The notifications of systemd: a listener."""
