@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from umbel.capabilities import SchedulerCapabilities
+from umbel.errors import EncodeError
 from umbel.model import Lease, ScheduleEntry
 from umbel.ports.clock import Clock, SystemClock
 from umbel.ports.options import NoOptions
@@ -27,12 +29,16 @@ class Scheduler(ABC):
         self.clock: Clock = SystemClock() if clock is None else clock
 
     @abstractmethod
-    async def load(self) -> Sequence[ScheduleEntry]:
-        """Every entry."""
+    async def load(self, names: Sequence[str] | None = None, *, declared: bool = False) -> Sequence[ScheduleEntry]:
+        """Entries of those names that are there; None: every entry. ``declared``: only those that are; reads no others."""
 
     @abstractmethod
     async def upsert(self, entries: Sequence[ScheduleEntry]) -> None:
-        """Create or replace entries by name; the record of past runs is kept."""
+        """Create or replace entries by name, each under a ``revision`` that was never used before.
+
+        The record of past runs (``last_due``, ``last_sent``, ``total_runs``, ``problem``) of an entry that is there is kept.
+        Raises ``EncodeError``, with nothing changed, for an entry that cannot be stored.
+        """
 
     @abstractmethod
     async def remove(self, names: Sequence[str]) -> int:
@@ -40,16 +46,65 @@ class Scheduler(ABC):
 
     @abstractmethod
     async def due(self, now: float, limit: int = 1000) -> Sequence[ScheduleEntry]:
-        """Enabled entries with ``next_due`` ≤ ``now``, earliest first."""
+        """Enabled entries with ``next_due`` ≤ ``now``, earliest first. Reads no others, however many there are."""
 
     @abstractmethod
     async def mark(self, entries: Sequence[ScheduleEntry], *, fence: int) -> bool:
-        """Record runs and next due times. False, with nothing changed, if ``fence`` is not the leader's any more."""
+        """Record runs (``last_due``, ``last_sent``, ``total_runs``, ``problem``), and ``next_due`` of those whose ``revision``
+        is still the stored one: who changes an entry says when it is due next. One atomic step.
+
+        Entries that are not there stay away. False, with nothing changed, if ``fence`` is not the leader's any more.
+        """
 
     @abstractmethod
     async def lead(self, owner: str, *, lease: float) -> Lease:
-        """Take or renew leadership; returns the lease of whoever leads now."""
+        """Take or renew leadership for ``lease`` seconds; returns the lease of whoever leads now."""
+
+    @abstractmethod
+    async def leader(self) -> Lease | None:
+        """Who leads now; None: nobody."""
 
     @abstractmethod
     async def close(self) -> None:
         """Give leadership up and free every resource. Harmless when called twice."""
+
+
+# --- for drivers that keep text -------------------------------------------------------------------
+
+RUNS: Final = ("last_due", "last_sent", "total_runs", "problem")
+"""What ``mark`` records and ``upsert`` keeps, beside ``next_due``, which each sets by a rule of its own."""
+
+
+def definition_of(entry: ScheduleEntry) -> str:
+    """What ``upsert`` replaces, as JSON. Raises ``EncodeError`` naming the entry."""
+    flags = (entry.enabled, entry.declared)
+    plain = [entry.task, *flags, dict(entry.schedule), list(entry.args), dict(entry.kwargs), dict(entry.options)]
+    try:
+        return json.dumps(plain, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise EncodeError(f"schedule entry {entry.name!r} cannot be stored: {error}") from None
+
+
+def runs_of(entry: ScheduleEntry) -> str:
+    """``RUNS`` as JSON."""
+    return json.dumps([getattr(entry, name) for name in RUNS])
+
+
+def entry_of(
+    name: str, definition: str | bytes, runs: str | bytes, next_due: float | None, revision: int
+) -> ScheduleEntry:
+    """The entry of what ``definition_of`` and ``runs_of`` gave."""
+    task, enabled, declared, schedule, args, kwargs, options = json.loads(definition)
+    return ScheduleEntry(
+        name=name,
+        task=task,
+        enabled=enabled,
+        declared=declared,
+        schedule=schedule,
+        args=tuple(args),
+        kwargs=kwargs,
+        options=options,
+        next_due=next_due,
+        revision=revision,
+        **dict(zip(RUNS, json.loads(runs), strict=True)),
+    )

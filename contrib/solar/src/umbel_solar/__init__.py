@@ -1,0 +1,1 @@
+"""Solar schedules for Umbel: sunrise, sunset, noon, dawn and dusk of a place."""
