@@ -113,6 +113,10 @@ def test_control(fleet: Fleet, app: Celery, tools_url: str, tmp_path: Path) -> N
     assert cluster.send("add", 1, 2, task_id="never-to-run").state in ("PENDING", "REVOKED")
     until(lambda: cluster.app.result("never-to-run").state == "REVOKED", "the task is not run")
     assert tell(app, "revoke", task_id=["a", "b"], terminate=True) == {"ok": "terminate: tasks unknown"}
+    answer = tell(app, "revoke_by_stamped_headers", headers={"tenant": ["acme"]})
+    assert answer == {"ok": "headers {'tenant': ['acme']} flagged as revoked, but not terminated"}
+    cluster.send("add", 1, 2, task_id="stamped", stamped_headers=["tenant"], stamps={"tenant": "acme"})
+    until(lambda: cluster.app.result("stamped").state == "REVOKED", "the stamped task is not run")
 
     assert tell(app, "enable_events") == {"ok": "task events enabled"}
     assert tell(app, "enable_events") == {"ok": "task events already enabled"}

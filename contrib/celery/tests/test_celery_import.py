@@ -42,6 +42,9 @@ from celery import Celery
 from celery.schedules import crontab
 from kombu import Exchange, Queue
 
+class Sun:  # what celery.schedules.solar is, which wants a library
+    event, lat, lon = "sunset", 37.57, 126.98
+
 app = Celery("shop", broker="redis://:secret@localhost:6379/5", backend="redis://localhost/6", include=["shop.tasks"],
              set_as_current=False)
 app.conf.update(
@@ -66,6 +69,8 @@ app.conf.update(
                     "args": (1, "ü"), "options": {"queue": "mail"}},
         "often": {"task": "shop.tasks.tick", "schedule": 30.0, "kwargs": {"deep": {"x": None, "y": [True]}}},
         "odd": {"task": "shop.tasks.odd", "schedule": object()},
+        "lamps": {"task": "shop.tasks.lamps", "schedule": Sun()},
+        "round": {"task": "shop.tasks.tick", "schedule": timedelta(minutes=5), "relative": True},
     },
 )
 """
@@ -105,8 +110,10 @@ def test_an_app(run: Run, tmp_path: Path) -> None:
             "options": {"queue": "mail"},
         },
         "often": {"task": "shop.tasks.tick", "every": 30, "kwargs": {"deep": {"y": [True]}}},
+        "lamps": {"task": "shop.tasks.lamps", "when": {"solar": "sunset", "latitude": 37.57, "longitude": 126.98}},
+        "round": {"task": "shop.tasks.tick", "every": 300},
     }
-    assert made["plugins"] == {"hooks": ["celery"], "options": {"celery": {"events": True}}}
+    assert made["plugins"] == {"hooks": ["celery", "solar"], "options": {"celery": {"events": True}}}
     left = done.stderr.partition("not carried over:")[2]
     for name in (
         "retry_on_timeout",
@@ -114,6 +121,7 @@ def test_an_app(run: Run, tmp_path: Path) -> None:
         "task_routes['x']",
         "worker_prefetch_multiplier",
         "beat_schedule['odd']",
+        "beat_schedule['round']['relative']",
     ):
         assert name in left
     assert "task_acks_late" not in left

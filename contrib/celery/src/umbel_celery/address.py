@@ -15,6 +15,7 @@ _SCHEMES: Final[Mapping[str, str]] = {
     "redis": "redis",
     "rediss": "rediss",
     "unix": "redis+socket",
+    "redis+socket": "redis+socket",
     "celery+redis": "redis",
     "celery+rediss": "rediss",
     "amqp": "amqp",
@@ -60,7 +61,7 @@ def address_of(url: str, driver_options: Mapping[str, Any], options: CeleryOptio
             chosen.setdefault("global_keyprefix", given["global_keyprefix"])
         chosen = {"socket_timeout": 10, "socket_connect_timeout": 5, "socket_keepalive": True, **chosen}
         if scheme == "redis+socket":
-            found = f"redis+socket://{parts.path}?virtual_host={given.get('db', 0)}"
+            found = f"redis+socket://{parts.path}?virtual_host={given.get('db', given.get('virtual_host', 0))}"
         elif scheme == "rediss":
             tls = {"ssl_cert_reqs": "required", "ssl_ca_certs": given.get("ssl_ca_certs"), **tls}
     return Address(found, chosen, tls)

@@ -142,21 +142,36 @@ class Commands:
 
     # --- tasks ---
 
-    def revoke(self, task_id: Any = (), terminate: bool = False, **_: Any) -> Any:
+    def revoke(self, task_id: Any = (), terminate: bool = False, signal: Any = None, **_: Any) -> Any:
         ids = _ids(task_id)
 
+        def act() -> Mapping[str, Sequence[str]]:
+            return self._operations.revoke(ids, terminate=bool(terminate), grace=_grace(signal))
+
+        struck = self._control.on_loop(act) if ids else {"running": []}
+        if terminate:
+            return {"ok": f"terminate: {', '.join(struck['running']) or 'tasks unknown'}"}
+        return {"ok": f"tasks {', '.join(ids)} flagged as revoked"}
+
+    def terminate(self, task_id: Any = (), signal: Any = None, **_: Any) -> Any:
+        return self.revoke(task_id, terminate=True, signal=signal)
+
+    def revoke_by_stamped_headers(
+        self, headers: Mapping[str, Any], terminate: bool = False, signal: Any = None, **_: Any
+    ) -> Any:
+        """One of the headers, with one of its values, is enough."""
+
         def act() -> list[str]:
-            held = {task.delivery.message.id for task in self._operations.active()}
-            self._operations.revoke(ids, terminate=bool(terminate))
-            return [each for each in ids if each in held]
+            struck = [
+                self._operations.revoke(headers={name: value}, terminate=bool(terminate), grace=_grace(signal))
+                for name, value in headers.items()
+            ]
+            return sorted({task_id for each in struck for task_id in each["running"]})
 
         running = self._control.on_loop(act)
         if terminate:
-            return {"ok": f"terminate: {', '.join(running) or 'tasks unknown'}"}
-        return {"ok": f"tasks {', '.join(ids)} flagged as revoked"}
-
-    def terminate(self, task_id: Any = (), **_: Any) -> Any:
-        return self.revoke(task_id, terminate=True)
+            return {"ok": f"headers {dict(headers)} flagged as revoked, terminating {', '.join(running) or 'nothing'}"}
+        return {"ok": f"headers {dict(headers)} flagged as revoked, but not terminated"}
 
     def rate_limit(self, task_name: str, rate_limit: Any = None, **_: Any) -> Any:
         text = str(rate_limit or "").strip()
@@ -201,9 +216,6 @@ class Commands:
     def autoscale(self, **_: Any) -> Any:
         return {"error": "Autoscale not enabled: use pool_grow and pool_shrink"}
 
-    def revoke_by_stamped_headers(self, **_: Any) -> Any:
-        return {"error": "Umbel revokes tasks by id only"}
-
     def add_consumer(
         self,
         queue: str,
@@ -230,6 +242,11 @@ class Commands:
 
     def _infos(self, tasks: Iterable[Any]) -> list[dict[str, Any]]:
         return [views.task_info(task, self._worker.name) for task in tasks]
+
+
+def _grace(signal: Any) -> float:
+    """Seconds before a process is killed: SIGKILL means at once, every other signal that the task is asked first."""
+    return 0.0 if str(signal or "").upper() in ("SIGKILL", "KILL", "9") else 5.0
 
 
 def _ids(given: Any) -> list[str]:

@@ -10,10 +10,12 @@ from umbel.model import Delivery, Outcome, Settlement
 from umbel.ports.step import Step
 from umbel_celery import events
 from umbel_celery.address import Address, address_of
+from umbel_celery.chords import Accounts, AccountStep, shares_results
 from umbel_celery.monitor import Monitor
 from umbel_celery.options import CeleryOptions
 
 if TYPE_CHECKING:
+    from umbel.app import Umbel
     from umbel.worker.worker import Worker
 
 _LAST_WORDS: Final = 3.0
@@ -34,7 +36,15 @@ class CeleryHook:
     def umbel_add_steps(self, worker: Worker) -> Sequence[Step]:
         """Raises ``SettingsError`` for a broker on which no tool of Celery could listen."""
         broker = worker.settings.broker
-        return [_MonitorStep(self, address_of(broker.url, broker.options, self._options))]
+        steps: list[Step] = [_MonitorStep(self, address_of(broker.url, broker.options, self._options))]
+        if shares_results(worker.settings.results.url):
+            steps.append(AccountStep())
+        return steps
+
+    @hookimpl
+    def umbel_configure(self, app: Umbel) -> None:
+        """Chords that Celery has sent are accounted for as Celery does."""
+        app.chords = Accounts(app)
 
     def start(self, worker: Worker, address: Address) -> None:
         """The worker consumes."""

@@ -236,8 +236,16 @@ def _schedule(made: Migration, value: Mapping[str, Any]) -> None:
         try:
             if None not in cron:
                 table["crontab"] = " ".join(_cron_field(part) for part in cron)
+            elif hasattr(when, "event") and hasattr(when, "lat"):
+                table["when"] = {"solar": when.event, "latitude": when.lat, "longitude": when.lon}
+                if "solar" not in (hooks := made.settings["plugins"]["hooks"]):
+                    hooks.append("solar")
             else:
                 table["every"] = seconds(getattr(when, "run_every", when))
+                if entry.get("relative"):
+                    made.leave(
+                        f"beat_schedule[{name!r}]['relative']", "an interval counts from the epoch: give it a start"
+                    )
             for part in ("args", "kwargs", "options"):
                 if entry.get(part):
                     table[part] = _plain(entry[part])

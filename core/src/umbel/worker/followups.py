@@ -3,60 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from umbel import protocol
-from umbel.canvas.signature import Signature
-from umbel.errors import DecodeError
-from umbel.model import Message, TaskOptions, evolve, without_route
+from umbel.canvas.compile import compiled, joins
+from umbel.canvas.compose import ACCUMULATE, Chain, Group, members_of, read
+from umbel.canvas.compose import chain as chain_of
+from umbel.canvas.graph import NODE, TOGETHER, WORKFLOW, derived
+from umbel.canvas.sending import call_message, stored_messages
+from umbel.canvas.signature import Canvas, Signature, call_options, plain_signatures
+from umbel.errors import DecodeError, TaskRevoked
+from umbel.model import Message, State, evolve, without_route
 from umbel.protocol import BROKER_HEADERS, Invocation
+from umbel.worker import chords
 
 if TYPE_CHECKING:
     from umbel.app import Umbel
     from umbel.task import Request
 
-_CALL_OPTIONS = frozenset(
-    {
-        "task_id", "countdown", "eta", "expires", "queue", "priority", "serializer", "compression", "headers", "link",
-        "link_error", "time_limit", "soft_time_limit", "ignore_result", "shadow", "argsrepr", "kwargsrepr", "reply_to",
-        "root_id", "parent_id", "group_id", "group_index", "chain", "chord", "retries", "replaced_task_nesting", "origin",
-        "exchange", "routing_key",
-    }
-)  # fmt: skip
 
-
-def check_supported(embed: protocol.Embed) -> None:
-    """Refuse what this kernel cannot carry through. Raises ``DecodeError``."""
+def check_supported(embed: protocol.Embed, *, chords_kept: bool) -> None:
+    """Refuse, before anything runs, what could not be sent afterwards. Raises ``DecodeError``."""
     if embed is protocol.NO_EMBED:
         return
-    if embed.chord is not None:
-        raise DecodeError("the message is part of a chord, and no workflow engine is installed to complete it")
-    for plain in (*embed.callbacks, *embed.errbacks):
-        _check(plain, last=True)
-    for position, plain in enumerate(embed.chain):
-        _check(plain, last=position == 0)
-
-
-def _check(plain: Mapping[str, Any], *, last: bool) -> None:
-    """``last``: nothing of a chain comes after it."""
-    kind = plain.get("subtask_type")
-    if kind in ("chord", "xmap", "xstarmap", "chunks"):
-        raise DecodeError(f"a callback of the message is a {kind}, and no workflow engine is installed to run it")
-    if kind == "group" and not last:
+    if not chords_kept and (embed.chord is not None or any((p.get("options") or {}).get("chord") for p in embed.chain)):
         raise DecodeError(
-            "the message has a group before the end of a chain, and no workflow engine is installed to join it"
+            "the message is part of a chord that a peer has sent, and nobody here keeps the account of those: add "
+            '"celery" to [plugins] hooks (pip install "umbel[celery]")'
         )
-    members = _members(plain) if kind in ("chain", "group") else ()
-    for position, member in enumerate(members, 1):
-        _check(member, last=last and (kind == "group" or position == len(members)))
+    for plain in (*embed.callbacks, *embed.errbacks, *embed.chain):
+        _check(plain)
 
 
-def _members(plain: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    members = Signature.from_plain(plain).kwargs.get("tasks") or ()
-    if not isinstance(members, Sequence) or not all(isinstance(m, Mapping) and m.get("task") for m in members):
-        raise DecodeError(f"the tasks of a {plain.get('subtask_type')} must be a list of signatures")
-    return members
+def _check(plain: Mapping[str, Any]) -> None:
+    for member in members_of(plain) if plain.get("subtask_type") in ("chain", "group") else ():
+        _check(member)
+    if plain.get("subtask_type") in ("chord", "chunks"):
+        read(plain)
 
 
 def retry_message(message: Message, invocation: Invocation, queue: str, due: float | None, app: Umbel) -> Message:
@@ -97,18 +80,69 @@ def retry_message(message: Message, invocation: Invocation, queue: str, due: flo
 def on_success(app: Umbel, request: Request, result: Any) -> list[Message]:
     """Callbacks with the result, and the next of the chain."""
     embed = request.invocation.embed
+    if embed.chord is not None:
+        chords.ended(app, request, State.SUCCESS, result, _messages)
     if not embed.callbacks and not embed.chain:
         return []
-    messages = [m for plain in embed.callbacks for m in _messages(app, plain, (result,), request)]
+    followed = [
+        message
+        for number, plain in enumerate(embed.callbacks)
+        for message in _messages(app, plain, (result,), request, f"link {number}")
+    ]
     if embed.chain:
         *rest, following = embed.chain
-        messages += _messages(app, following, (result,), request, chain=rest)
-    return messages
+        followed += _messages(app, following, (result,), request, "chain", chain=rest)
+    return followed
 
 
-def on_failure(app: Umbel, request: Request) -> list[Message]:
-    """Errbacks, each with the failed task's id in front of its arguments."""
-    return [m for plain in request.invocation.embed.errbacks for m in _messages(app, plain, (request.id,), request)]
+def on_failure(app: Umbel, request: Request, exc: BaseException | None = None) -> list[Message]:
+    """Errbacks, each with the failed task's id in front of its arguments. ``exc``: why it failed, where a chord is to hear."""
+    if exc is not None and request.invocation.embed is not protocol.NO_EMBED:
+        state = State.REVOKED if isinstance(exc, TaskRevoked) else State.FAILURE
+        chords.ended(app, request, state, exc, _messages)
+    return [
+        message
+        for number, plain in enumerate(request.invocation.embed.errbacks)
+        for message in _messages(app, plain, (request.id,), request, f"link_error {number}")
+    ]
+
+
+def replacement(app: Umbel, request: Request, canvas: Canvas[Any]) -> list[Message]:
+    """What goes on in the place of a task: its last call has the task's id, its callbacks, and its place in workflows."""
+    invocation, message = request.invocation, request.message
+    place = {name: message.headers[name] for name in (WORKFLOW, NODE, TOGETHER) if name in message.headers}
+    carried = {
+        "task_id": request.id,
+        "link": list(invocation.embed.callbacks),
+        "link_error": list(invocation.embed.errbacks),
+        "chain": list(invocation.embed.chain),
+        "chord": invocation.embed.chord,
+        "group_id": invocation.group,
+        "group_index": invocation.group_index,
+        "headers": {**invocation.headers, **place},
+        "replaced_task_nesting": invocation.replaced_task_nesting + 1,
+    }
+    if place:
+        carried["ignore_result"] = False
+    if reply_to := message.properties.get("reply_to"):
+        carried["reply_to"] = reply_to
+    steps = chain_of(canvas).tasks
+    if not isinstance(steps[-1], Signature):  # a group, whose results are the value
+        steps = (*steps, Signature(task=ACCUMULATE, kwargs={"index": 0}))
+    last = steps[-1]
+    own = last.options.get("headers") or {}
+    links = {name: [*carried.pop(name), *plain_signatures(last.options.get(name))] for name in ("link", "link_error")}  # type: ignore[misc]  # both are lists
+    last = last.set(**carried, **links).set(headers={**own, **carried["headers"]})  # type: ignore[dict-item]  # a mapping
+    workflow = derived(request.id, "replace", invocation.replaced_task_nesting)
+    plan = compiled(Chain(tasks=(*steps[:-1], last)), workflow, ends=False)
+    return stored_messages(app, plan, root_id=request.root_id, parent_id=request.id)
+
+
+def after(
+    app: Umbel, plain: Mapping[str, Any], results: Sequence[Any], request: Request, position: str
+) -> list[Message]:
+    """The messages that start a signature with ``results``, sent by the task of ``request``."""
+    return _messages(app, plain, results, request, position)
 
 
 def _messages(
@@ -116,29 +150,49 @@ def _messages(
     plain: Mapping[str, Any],
     results: Sequence[Any],
     request: Request,
+    position: str,
     chain: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[Message]:
-    """The messages that start one signature: one for a task or a chain, several for a group."""
+    """The messages that start one signature: one for a task or a chain, several for a group.
+
+    ``position`` tells it from the others that the task sends: ids of what has to be joined derive from it.
+    """
+    reply_to = request.message.properties.get("reply_to")  # who sent the first of them waits for the others too
+    kind = plain.get("subtask_type")
+    if kind in ("chain", "group", "chord", "chunks"):
+        canvas = read(plain).after(*results)
+        steps = (canvas, *(read(step) for step in reversed(chain or ())))
+        whole = Chain(tasks=steps) if len(steps) > 1 else canvas
+        wired = None
+        if joins(whole) and not isinstance(canvas, Chain):
+            wired = chords.wire_members(app, canvas, [*reversed(chain or ())], derived(request.id, position))
+        if wired is not None:
+            return [
+                message
+                for number, member in enumerate(wired)
+                for message in _messages(app, member.to_plain(), (), request, f"{position}.{number}")
+            ]
+        if joins(whole) and not (isinstance(canvas, Chain) and app.chords is not None):
+            plan = compiled(whole, derived(request.id, position))
+            return stored_messages(app, plan, parent_id=request.id, reply_to=reply_to)
+        if isinstance(canvas, Chain):
+            if not canvas.tasks:
+                return []
+            first, *later = canvas.tasks
+            rest = [*(chain or ()), *reversed([step.to_plain() for step in later])]
+            return _messages(app, first.to_plain(), (), request, position, chain=rest)
+        assert isinstance(canvas, Group)  # a chord joins, and chunks are read as a group
+        return [
+            message
+            for number, member in enumerate(canvas.members)
+            for message in _messages(app, member.to_plain(), (), request, f"{position}.{number}", chain=chain)
+        ]
     signature = Signature.from_plain(plain).after(*results)
-    match signature.subtask_type:
-        case "chain":
-            members = _members(plain)
-            rest = [*(chain or ()), *reversed([dict(m) for m in members[1:]])]
-            return _messages(app, members[0], results, request, chain=rest) if members else []
-        case "group":
-            return [m for member in _members(plain) for m in _messages(app, member, results, request, chain=chain)]
-    options: dict[str, Any] = {k: v for k, v in signature.options.items() if k in _CALL_OPTIONS and v not in (None, "")}
-    for name in ("eta", "expires"):  # JSON has no times
-        if isinstance(moment := options.get(name), str):
-            options[name] = datetime.fromtimestamp(protocol.parse_time(moment, app.timezone) or 0, UTC)
-    if "exchange" not in options:  # a queue is named by itself
-        options.pop("routing_key", None)
+    options = call_options(signature.options)
     if chain is not None:
         options["chain"] = [*chain]
-    if reply_to := request.message.properties.get("reply_to"):  # who sent the first of them waits for the others too
+    if reply_to:
         options.setdefault("reply_to", reply_to)
     options.setdefault("root_id", request.root_id)
     options.setdefault("parent_id", request.id)
-    declared = app.tasks[signature.task].declared if signature.task in app.tasks else TaskOptions()
-    effective = app.options_of(signature.task, declared)
-    return [app.client.message(signature.task, signature.args, signature.kwargs, effective, **options)]
+    return [call_message(app, signature, options)]

@@ -1,0 +1,103 @@
+"""The store's joins as a process asks for them: directly, or from a worker's child through its parent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+
+from attrs import frozen
+
+from umbel.errors import NotSupported
+from umbel.ports.result_store import JoinState, JoinStore, ResultStore
+
+if TYPE_CHECKING:
+    from umbel.gateway import Gateway, LocalGateway
+
+LEASE: Final = 30.0
+"""Seconds that whoever may fire a join has for it, before another may."""
+
+
+class Chords(Protocol):
+    """Keeps the account of chords that came by the wire. Asked where tasks run; both methods block."""
+
+    def part(self, group: str, index: int | None, task_id: str, part: bytes) -> Sequence[bytes] | None:
+        """A member has ended. All parts in order, if the caller is to send the body now; else None."""
+        ...
+
+    def open(self, group: str, size: int) -> bool:
+        """Begin the account of a chord of ``size`` members. False: peers keep none where results are kept."""
+        ...
+
+    def sent(self, group: str) -> None:
+        """The body is sent."""
+        ...
+
+
+@frozen
+class Marked:
+    """One call of ``JoinStore.join``."""
+
+    key: str
+    marks: Mapping[str, bytes]
+    size: int | None
+    owner: str
+    expires: float
+
+
+def joins_of(store: ResultStore) -> JoinStore:
+    """The store, if it joins. Raises ``NotSupported`` naming the setting."""
+    if not store.capabilities.join:
+        raise NotSupported(
+            "a chord, or a group that something follows, needs a result store that joins, and that of [results] url does not: "
+            "use redis://, sqlite:/// or memory://"
+        )
+    return cast("JoinStore", store)
+
+
+# --- on any thread, in any process ----------------------------------------------------------------
+
+
+def join(gateway: Gateway, calls: Sequence[Marked]) -> list[JoinState]:
+    """``JoinStore.join`` for each of ``calls``. Blocks. Raises ``NotSupported``, ``ResultStoreUnavailable``."""
+    plain = [(call.key, dict(call.marks), call.size, call.owner, call.expires) for call in calls]
+    return [JoinState(count=count, size=size, fires=fires) for count, size, fires in gateway.ask("join", plain)]
+
+
+def members(gateway: Gateway, key: str) -> Mapping[str, bytes]:
+    """``JoinStore.members``. Blocks."""
+    found: Mapping[str, bytes] = gateway.ask("members", key)
+    return found
+
+
+def fired(gateway: Gateway, key: str, owner: str) -> bool:
+    """``JoinStore.fired``. Blocks."""
+    done: bool = gateway.ask("fired", (key, owner))
+    return done
+
+
+# --- where the connections are --------------------------------------------------------------------
+
+
+async def _join(gateway: LocalGateway, payload: Any) -> list[tuple[int, int | None, bool]]:
+    store = joins_of(gateway.store)
+    states = [
+        await store.join(key, marks, size=size, owner=owner, lease=LEASE, expires=expires)
+        for key, marks, size, owner, expires in payload
+    ]
+    return [(state.count, state.size, state.fires) for state in states]
+
+
+async def _members(gateway: LocalGateway, key: str) -> dict[str, bytes]:
+    return dict(await joins_of(gateway.store).members(key))
+
+
+async def _fired(gateway: LocalGateway, payload: Any) -> bool:
+    key, owner = payload
+    return await joins_of(gateway.store).fired(key, owner)
+
+
+VERBS: Final[Mapping[str, Callable[[LocalGateway, Any], Coroutine[Any, Any, Any]]]] = {
+    "join": _join,
+    "members": _members,
+    "fired": _fired,
+}

@@ -1,0 +1,76 @@
+"""What is published and stored grows with the number of tasks, and what a sender keeps in memory does not grow with it."""
+
+from __future__ import annotations
+
+import tracemalloc
+from typing import Any
+
+import pytest
+from canvas_model import Lab
+from cluster import FULL
+
+from umbel import chain, chord, group
+from umbel.model import Message
+
+CLAIM = {"name": "n", "owner": "o", "fence": 1, "until": 0.0, "value": b""}
+
+
+def weight(message: Message) -> int:
+    return len(message.body) + len(repr(dict(message.headers)))
+
+
+def published(lab: Lab, chords: int, width: int) -> int:
+    """Bytes that a chain of so many chords of that width publishes, from its sending to its end."""
+    with lab.running() as harness:
+        steps: list[Any] = []
+        for _ in range(chords):
+            steps += [group([lab.note.si(n) for n in range(width)]), lab.note.si("body")]
+        sent = chain(*steps).apply_async()
+        harness.run_until_idle(60)
+        assert sent.get(timeout=5) == "body"
+        return sum(map(weight, harness.published))
+
+
+def test_a_chain_of_chords_publishes_bytes_linear_in_its_size() -> None:
+    lab = Lab()
+    numbers = (2, 10, 50) if FULL else (2, 6, 18)
+    width = 50 if FULL else 12
+    few, some, many = (published(lab, number, width) for number in numbers)
+    first, second = (some - few) / (numbers[1] - numbers[0]), (many - some) / (numbers[2] - numbers[1])
+    assert abs(second - first) < 0.05 * first, "each chord more costs the same"
+
+
+def test_nested_chords_publish_bytes_linear_in_their_depth() -> None:
+    lab = Lab()
+    sizes = []
+    for depth in (1, 3, 5):
+        canvas: Any = lab.note.si(0)
+        for _ in range(depth):
+            canvas = chord([canvas, lab.note.si(1)], lab.note.si("body"))
+        with lab.running() as harness:
+            canvas.apply_async()
+            harness.run_until_idle(20)
+            sizes.append(sum(map(weight, harness.published)))
+    assert abs((sizes[2] - sizes[1]) - (sizes[1] - sizes[0])) < 0.1 * (sizes[1] - sizes[0])
+
+
+def test_a_sender_holds_a_batch_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = Lab()
+    with lab.running():
+        gateway = lab.app.gateway
+        monkeypatch.setattr(gateway, "publish", lambda messages, timeout: None)
+        monkeypatch.setattr(gateway, "put", lambda results: None)
+
+        answers = {"join": lambda calls: [(0, None, False) for _ in calls], "claim": lambda _: CLAIM}
+        monkeypatch.setattr(gateway, "ask", lambda verb, payload: answers[verb](payload))
+
+        def peak(members: int) -> int:
+            tracemalloc.start()
+            (group(lab.note.s(n) for n in range(members)) | lab.note.s()).apply_async()
+            _, most = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+            return most
+
+        peak(1000)
+        few, many = peak(1000), peak(100_000 if FULL else 4000)
+        assert many < 1.5 * few + 1_000_000
