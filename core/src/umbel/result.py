@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from attrs import field, frozen
 
 from umbel import protocol
-from umbel.errors import DecodeError, TaskRevoked
+from umbel.errors import DecodeError, DuplicateTask, TaskRevoked
 from umbel.model import FINAL_STATES, Result, State
+from umbel.revocation import GRACE
 
 if TYPE_CHECKING:
     from umbel.app import Umbel
@@ -24,6 +25,8 @@ class AsyncResult(Generic[R]):
     id: str
     app: Umbel = field(repr=False)
     _structure: Callable[[Any], R] | None = field(default=None, repr=False, alias="structure")
+    sent: bool = field(default=True, kw_only=True)
+    """Whether the call that gave this handle was sent; False: another with the same unique key waits or runs."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, AsyncResult) and other.id == self.id
@@ -77,9 +80,15 @@ class AsyncResult(Generic[R]):
 
     @property
     def state(self) -> str:
-        """The state stored now; PENDING where there is no record, be the task waiting or unknown. Blocks."""
+        """The state stored now. Blocks.
+
+        Where there is no record: PENDING, be the task waiting or unknown; but UNKNOWN where every task has a record from its
+        sending on (``[results] track = "submit"``).
+        """
         document = self.record()
-        return str(document["status"]) if document else State.PENDING.value
+        if document:
+            return str(document["status"])
+        return (State.UNKNOWN if self.app.settings.results.track == "submit" else State.PENDING).value
 
     status = state
 
@@ -114,12 +123,64 @@ class AsyncResult(Generic[R]):
         text = document.get("traceback") if document else None
         return text if isinstance(text, str) else None
 
+    # --- ending it ---
+
+    def revoke(self, *, terminate: bool = False, grace: float = GRACE, expires: float | None = None) -> bool:
+        """Let the task not run; with ``terminate``, end it if it runs. See ``Control.revoke``."""
+        return self.app.control.revoke(self.id, terminate=terminate, grace=grace, expires=expires)
+
+    def cancel(self, *, grace: float = GRACE) -> bool:
+        """Let the task not run, or end it if it runs: ``revoke(terminate=True)``."""
+        return self.revoke(terminate=True, grace=grace)
+
+    async def acancel(self, *, grace: float = GRACE) -> bool:
+        """``cancel`` for event loops."""
+        return await self.app.control.arevoke(self.id, terminate=True, grace=grace)
+
     def forget(self) -> None:
         """Delete the stored record."""
         self.app.gateway.forget([self.id])
 
     def _decode(self, record: Result) -> Mapping[str, Any]:
-        document = self.app.result_codec.decode(record.document, record.content_type)
-        if not isinstance(document, Mapping) or "status" not in document:
-            raise DecodeError(f"the record of task {self.id} is not a result document")
-        return document
+        return decode(self.app, record)
+
+
+@frozen(eq=False)
+class NotSent(AsyncResult[R]):
+    """What a call is given that was dropped because another with the same unique key waits or runs: revoked, and no I/O."""
+
+    why: DuplicateTask = field(kw_only=True)
+
+    @property
+    def existing(self) -> AsyncResult[R]:
+        """The handle of the other."""
+        return AsyncResult(self.why.existing, self.app, sent=False)
+
+    def get(self, timeout: float | None = None, *, propagate: bool = True) -> R:
+        """Raises ``DuplicateTask`` (``propagate=False``: returns it)."""
+        if propagate:
+            raise self.why
+        return self.why  # type: ignore[return-value]  # asked for by propagate=False
+
+    async def aget(self, timeout: float | None = None, *, propagate: bool = True) -> R:
+        """``get`` for event loops."""
+        return self.get(timeout, propagate=propagate)
+
+    def record(self) -> Mapping[str, Any] | None:
+        """A document as of a revoked task."""
+        return protocol.result_document(self.id, State.REVOKED, protocol.exception_to_plain(TaskRevoked(str(self.why))))
+
+    async def arecord(self) -> Mapping[str, Any] | None:
+        """``record`` for event loops."""
+        return self.record()
+
+    def forget(self) -> None:
+        """There is nothing to delete."""
+
+
+def decode(app: Umbel, record: Result) -> Mapping[str, Any]:
+    """The result document of ``record``. Raises ``DecodeError``."""
+    document = app.result_codec.decode(record.document, record.content_type, record.compression)
+    if not isinstance(document, Mapping) or "status" not in document:
+        raise DecodeError(f"the record of task {record.task_id} is not a result document")
+    return document
