@@ -2,12 +2,14 @@
 
 DEV   := .venv/.ready-dev
 BIN   := .venv/bin
-SRC   := $(wildcard core/src plugins/*/src contrib/*/src)
+SRC   := $(wildcard core/src shared/*/src plugins/*/src contrib/*/src)
 JOBS  ?= 3
 BENCH ?= embedded
-PROJECTS := pyproject.toml $(wildcard core/pyproject.toml plugins/*/pyproject.toml contrib/*/pyproject.toml)
+CHAOS := $(if $(SEED),--seed $(SEED)) $(if $(TASKS),--tasks $(TASKS)) $(if $(DISASTERS),--disasters $(DISASTERS)) \
+	$(if $(DURATION),--duration $(DURATION))
+PROJECTS := pyproject.toml $(wildcard core/pyproject.toml shared/*/pyproject.toml plugins/*/pyproject.toml contrib/*/pyproject.toml)
 
-.PHONY: help setup demo services test lint format types layers docs wheels bench clean
+.PHONY: help setup demo services test lint format types layers docs wheels bench chaos clean
 help:          ## say what there is (the default)
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
 setup: $(DEV)  ## make .venv: every distribution editable, and the tools (WITH=pip: without uv)
@@ -32,6 +34,8 @@ wheels: $(DEV) ## build every distribution, and gather what they depend on, into
 	scripts/wheels dist
 bench: $(DEV) .venv/.ready-bench  ## measure against others, on the same work (BENCH=brokers: on Redis or RabbitMQ)
 	$(BIN)/python benchmarks/$(BENCH).py $(ARGS)
+chaos: $(DEV)  ## random disasters over a mixed load (SEED=… TASKS=… DISASTERS=… DURATION=seconds)
+	$(BIN)/python tests/chaos/run.py $(CHAOS) $(ARGS)
 clean:         ## remove everything that these commands made
 	rm -rf .venv .services dist docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 

@@ -11,7 +11,7 @@ from cluster import Cluster, until
 
 
 @pytest.mark.slow
-def test_a_ten_second_task_under_a_two_second_lease_runs_once(cluster: Cluster) -> None:
+def test_f01_f02_a_ten_second_task_under_a_two_second_lease_runs_once(cluster: Cluster) -> None:
     """F1, F2: sleeping, computing, and computing inside ``async def``, beside two idle workers that compete for them."""
     cluster.configure(broker__lease=2.0, worker__concurrency=3)
     cluster.worker()
@@ -40,7 +40,7 @@ def test_two_workers_under_load_both_work(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["the worker", "the worker and its children"])
-def test_a_worker_that_was_frozen_past_its_lease_cannot_end_what_another_has_taken_over(
+def test_f04_a_worker_that_was_frozen_past_its_lease_cannot_end_what_another_has_taken_over(
     cluster: Cluster, whole: bool
 ) -> None:
     """F4: another worker runs the task; the late end is refused; one result, nothing dead, nothing stuck."""
@@ -67,7 +67,7 @@ def test_a_worker_that_was_frozen_past_its_lease_cannot_end_what_another_has_tak
     assert healthy.running
 
 
-def test_a_late_end_neither_stores_its_result_nor_settles_the_delivery(cluster: Cluster) -> None:
+def test_f04_a_late_end_neither_stores_its_result_nor_settles_the_delivery(cluster: Cluster) -> None:
     """F4: the frozen worker's child ended long ago, and its word arrives while the new holder still runs."""
     cluster.configure(broker__lease=1.0, worker__concurrency=1)
     frozen = cluster.worker("--name", "frozen")
@@ -91,7 +91,7 @@ def held_back(cluster: Cluster) -> None:
         time.sleep(0.01)
 
 
-def test_a_worker_that_wakes_up_without_any_of_its_leases_goes_on_working(cluster: Cluster) -> None:
+def test_f13_a_worker_that_wakes_up_without_any_of_its_leases_goes_on_working(cluster: Cluster) -> None:
     """F13: redelivered messages that it held back, and lost while it was frozen, do not use up its room for ever."""
     cluster.configure(broker__lease=1.0, worker__max_deliveries=10)
     frozen = cluster.worker("--name", "frozen")

@@ -13,7 +13,7 @@ from umbel.model import HEADER_DEAD_CAUSE, HEADER_DEAD_COUNT, HEADER_DEAD_QUEUE
 
 
 @pytest.mark.slow
-def test_a_task_that_kills_its_child_starts_three_times_and_goes_to_the_dead_letters(cluster: Cluster) -> None:
+def test_f16_a_task_that_kills_its_child_starts_three_times_and_goes_to_the_dead_letters(cluster: Cluster) -> None:
     """F16: exit, SIGKILL and a segmentation fault, with growing pauses, while other tasks keep flowing."""
     cluster.worker()
     killers = {how: cluster.send("die", how) for how in ("exit", "kill", "segfault")}
@@ -59,7 +59,7 @@ def restart_until_empty(cluster: Cluster) -> int:
 
 
 @pytest.mark.slow
-def test_a_task_that_kills_its_whole_worker_starts_three_times_and_what_was_held_is_not_blamed(
+def test_f16_a_task_that_kills_its_whole_worker_starts_three_times_and_what_was_held_is_not_blamed(
     cluster: Cluster,
 ) -> None:
     """F16: the count survives the worker."""

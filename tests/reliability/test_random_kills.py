@@ -35,7 +35,7 @@ def the_whole_group(worker: WorkerProcess, chance: random.Random) -> None:
     ("kill", "pause", "most"),
     [(a_child, (0.02, 0.3), 40), (the_worker, (0.2, 1.0), 8), (the_whole_group, (0.2, 1.0), 8)],
 )
-def test_no_task_is_lost_when_processes_are_killed_at_random(
+def test_f03_f05_no_task_is_lost_when_processes_are_killed_at_random(
     cluster: Cluster, kill: Kill, pause: tuple[float, float], most: int
 ) -> None:
     """F3, F5, F16: sent = finished; the queue drains to nothing; no innocent task is in the dead letters.

@@ -1,8 +1,4 @@
-"""Remote control over the broker's broadcast.
-
-A request goes to everybody on ``umbel.pidbox``; replies come back on ``reply.umbel.pidbox`` under the asker's key. The topics
-are ours alone: a plugin that answers Celery's requests must not find each of them carried out already.
-"""
+"""Remote control over the broker's broadcast: the worker's side of ``umbel.pidbox``."""
 
 from __future__ import annotations
 
@@ -14,19 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from umbel.errors import BrokerUnavailable
+from umbel.errors import BrokerUnavailable, UmbelError
+from umbel.pidbox import REPLIES, REQUESTS, ask
 from umbel.ports.step import Step
-from umbel.ports.transport import Broadcaster, Transport
-from umbel.protocol import new_id
+from umbel.ports.transport import Broadcaster
+from umbel.revocation import GRACE, Revocation
 from umbel.worker.intake import describe
 
 if TYPE_CHECKING:
     from umbel.worker.worker import Worker
 
 logger = logging.getLogger("umbel.control")
-
-REQUESTS = "umbel.pidbox"
-REPLIES = "reply.umbel.pidbox"
 
 
 class Control(Step):
@@ -45,11 +39,14 @@ class Control(Step):
             "registered": lambda _: sorted(worker.app.tasks),
             "active_queues": lambda _: [{"name": queue, "routing_key": queue} for queue in worker.intake.queues],
             "revoke": self._revoke,
+            "restore": self._restore,
+            "revoked": lambda _: [each.to_plain() for each in worker.operations.revocations()],
+            "limit": self._limit,
             "shutdown": self._shutdown,
         }
 
     async def start(self, worker: Worker) -> None:
-        if worker.gateway.transport.capabilities.broadcast:
+        if worker.settings.worker.control and worker.gateway.transport.capabilities.broadcast:
             self._listening = asyncio.create_task(self._listen(), name="umbel-control")
             worker.watch(self._listening)
 
@@ -67,6 +64,7 @@ class Control(Step):
             except BrokerUnavailable as exc:
                 logger.warning("remote control is cut off for a moment: %s", exc)
             await asyncio.sleep(1)
+            self._worker.revocations.look_soon()
 
     async def _answer(self, transport: Broadcaster, payload: bytes) -> None:
         try:
@@ -104,10 +102,39 @@ class Control(Step):
         ]
 
     def _revoke(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-        given = arguments.get("task_id")
-        ids = [given] if isinstance(given, str) else list(given or ())
-        self._worker.operations.revoke(ids, terminate=bool(arguments.get("terminate")))
-        return {"ok": f"tasks {', '.join(ids)} flagged as revoked"}
+        """``revocation`` as plain data, and whether it is ``kept`` already; or its fields by themselves, ``task_id`` for ids."""
+        if (plain := arguments.get("revocation")) is not None:
+            revocation = Revocation.from_plain(plain)
+            struck = self._worker.revocations.revoke(revocation, is_kept=bool(arguments.get("kept")))
+            what = revocation.describe()
+        else:
+            given = arguments.get("task_id")
+            ids = [given] if isinstance(given, str) else list(given or ())
+            struck = self._worker.operations.revoke(
+                ids,
+                task=arguments.get("task"),
+                headers=arguments.get("headers"),
+                terminate=bool(arguments.get("terminate")),
+                grace=float(arguments.get("grace", GRACE)),
+                expires=arguments.get("expires"),
+            )
+            what = ", ".join(ids) or "of that name or header"
+        return {"ok": f"tasks {what} flagged as revoked", **struck}
+
+    def _restore(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        revocation = Revocation.from_plain(arguments["revocation"])
+        self._worker.revocations.restore(revocation)
+        return {"ok": f"tasks {revocation.describe()} may run again"}
+
+    def _limit(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Change limits of ``task`` (``changes``, by the names of ``TaskOptions``), and tell those in force."""
+        task = arguments.get("task")
+        try:
+            if changes := arguments.get("changes"):
+                self._worker.operations.change_limits(str(task), changes)
+            return self._worker.operations.limits([] if task is None else [str(task)])
+        except (UmbelError, ValueError, TypeError) as exc:
+            return {"error": str(exc)}
 
     def _shutdown(self, _: Mapping[str, Any]) -> None:
         self._worker.operations.shutdown()
@@ -122,44 +149,4 @@ def _addressed(name: str, request: Mapping[str, Any]) -> bool:
     return True
 
 
-async def ask(
-    transport: Transport,
-    method: str,
-    arguments: Mapping[str, Any] | None = None,
-    *,
-    destination: Sequence[str] | None = None,
-    timeout: float = 1.0,
-) -> dict[str, Any]:
-    """Send a request to workers and collect what they answer within ``timeout`` seconds, by worker name.
-
-    Returns early when every worker of ``destination`` has answered. Raises ``BrokerUnavailable``.
-    """
-    broadcaster = cast("Broadcaster", transport)
-    key, ticket = new_id(), new_id()
-    request = {
-        "method": method,
-        "arguments": dict(arguments or {}),
-        "destination": None if destination is None else list(destination),
-        "pattern": None,
-        "matcher": None,
-        "ticket": ticket,
-        "reply_to": {"exchange": REPLIES, "routing_key": key},
-    }
-    replies: dict[str, Any] = {}
-    stream = broadcaster.subscribe(REPLIES)
-
-    async def listen() -> None:
-        async for reply_key, payload in stream:
-            answer = json.loads(payload)
-            if reply_key == key and answer.get("ticket") == ticket:
-                replies.update(answer["reply"])
-                if destination is not None and set(destination) <= replies.keys():
-                    return
-
-    listening = asyncio.create_task(listen())
-    await asyncio.sleep(0.05)  # the subscription begins with its first wait
-    await broadcaster.broadcast(REQUESTS, json.dumps(request).encode())
-    await asyncio.wait([listening], timeout=timeout)
-    listening.cancel()
-    await asyncio.wait([listening])
-    return replies
+__all__ = ["REPLIES", "REQUESTS", "Control", "ask"]

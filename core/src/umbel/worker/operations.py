@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from umbel.errors import NotSupported
-from umbel.model import HeldTask, QueueSpec
-from umbel.worker.limits import parse_rate
+from umbel.model import HeldTask, QueueSpec, evolve
+from umbel.revocation import GRACE, Revocation, revocations
+from umbel.worker.admission import check_limits
 
 if TYPE_CHECKING:
     from umbel.worker.worker import Worker
 
-_REVOKED_KEPT: Final = 50_000
+_LIMITING: Final = ("rate_limit", "concurrency_limit", "time_limit", "soft_time_limit")
+LIMITS: Final = (*_LIMITING, "rate_limit_scope", "concurrency_key")
+"""The options of a task that limit it."""
 
 
 class Operations:
@@ -28,8 +30,6 @@ class Operations:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._started = time.time()
-        self.revoked: OrderedDict[str, None] = OrderedDict()
-        """Ids of tasks that are not to run; the oldest are forgotten first."""
 
     # --- looking ---
 
@@ -70,6 +70,8 @@ class Operations:
             "pool": {"implementation": worker.settings.worker.pool, **worker.pool.stats()},
             "prefetch_count": worker.intake.credit.limit,
             "held": len(worker.settlement.held),
+            "limit_slots": worker.slots.stats(),
+            **worker.autoscale.stats(),
             "stale": worker.settlement.stale,
             "last_poll_age": None if poll is None else round(time.monotonic() - poll, 3),
             "rusage": {"utime": usage.ru_utime, "stime": usage.ru_stime, "maxrss": usage.ru_maxrss},
@@ -77,39 +79,93 @@ class Operations:
 
     # --- tasks ---
 
-    def revoke(self, task_ids: Sequence[str], *, terminate: bool = False) -> None:
-        """Do not run these tasks, whenever they come; with ``terminate``, end those that run (by force, where it can)."""
-        for task_id in task_ids:
-            self.revoked[task_id] = None
-            if len(self.revoked) > _REVOKED_KEPT:
-                self.revoked.popitem(last=False)
-        if terminate:
-            chosen = set(task_ids)
-            for held in list(self._worker.settlement.held.values()):
-                if held.delivery.message.id in chosen:
-                    self._worker.background(self._worker.pool.cancel(held.job_id, force=True))
+    @property
+    def revoked(self) -> Mapping[str, Revocation]:
+        """By id: the tasks that are not to run."""
+        return self._worker.revocations.ids
 
-    def rate_limit(self, task: str, rate: str | None) -> None:
-        """Let this worker start ``task`` so often (``100/m``); None: without a limit.
+    def revocations(self) -> Sequence[Revocation]:
+        """Everything that is revoked, by id, by name and by header, as far as this worker knows."""
+        return self._worker.revocations.all()
 
-        Raises ``UnknownTask``, ``SettingsError`` for a rate that cannot be read.
+    def revoke(
+        self,
+        task_ids: Sequence[str] = (),
+        *,
+        task: str | None = None,
+        headers: Mapping[str, Any] | None = None,
+        terminate: bool = False,
+        grace: float = GRACE,
+        expires: float | None = None,
+    ) -> Mapping[str, Sequence[str]]:
+        """Do not run these tasks, whenever they come; with ``terminate``, end those that run. See ``Control.revoke``.
+
+        Kept in the result store soon, where that can: then it holds for every worker. Returns the ids of those that are
+        ``running`` here, and of those ``waiting`` here for a slot. Raises ``ValueError``.
         """
-        if rate is not None:
-            parse_rate(rate)
-        self._worker.app.tasks[task].override(rate_limit=rate)
-        self._worker.intake.forget_rate(task)
+        found: dict[str, list[str]] = {"running": [], "waiting": []}
+        now = self._worker.app.clock.time()
+        for revocation in revocations(
+            task_ids, task=task, headers=headers, terminate=terminate, grace=grace, expires=expires, now=now
+        ):
+            for where, ids in self._worker.revocations.revoke(revocation, is_kept=False).items():
+                found[where] += ids
+        return found
+
+    def rate_limit(self, task: str, rate: str | None, scope: str | None = None) -> None:
+        """Let this worker start ``task`` so often (``100/m``); None: without a limit. What waits is looked at again within
+        a minute, or the time between two starts if that is longer.
+
+        ``scope``: ``worker``, or ``fleet``, where all workers are to be told the same; None: as it is. Raises
+        ``UnknownTask``, ``SettingsError`` for a rate that cannot be read, ``NotSupported`` without a store for a fleet's.
+        """
+        changes = {"rate_limit": rate} if scope is None else {"rate_limit": rate, "rate_limit_scope": scope}
+        self.change_limits(task, changes)
+
+    def concurrency_limit(self, task: str, limit: int | None) -> None:
+        """Let this worker take part in so many calls of ``task`` at once, for each key; None: without a limit.
+
+        Every worker counts by its own limit, so all are to be told the same. Raises ``UnknownTask``, ``ValueError`` below
+        1, ``NotSupported`` without a store that has claims.
+        """
+        self.change_limits(task, {"concurrency_limit": limit})
+
+    def change_limits(self, task: str, changes: Mapping[str, Any]) -> None:
+        """Change several limits of ``task`` at once, by the names of ``TaskOptions``; none, if one is refused.
+
+        Raises as ``rate_limit``, ``concurrency_limit`` and ``time_limits``, ``ValueError`` for a name that is no limit's.
+        """
+        if unknown := changes.keys() - set(LIMITS):
+            raise ValueError(f"{sorted(unknown)[0]!r} is no limit; limits are {', '.join(LIMITS)}")
+        known = self._worker.app.tasks[task]
+        wanted = evolve(known.options, **changes)
+        check_limits(task, wanted, self._worker)
+        if changes.keys() & {"time_limit", "soft_time_limit"}:
+            self.time_limits(task, wanted.time_limit, wanted.soft_time_limit)
+        known.override(**changes)
+        self._worker.admission.limits_changed()
+
+    def limits(self, tasks: Sequence[str] = ()) -> Mapping[str, Mapping[str, Any]]:
+        """The limits in force here, by task: of ``tasks``, else of all that have any. Raises ``UnknownTask``."""
+        registered = self._worker.app.tasks
+        found = {
+            name: {limit: getattr(registered[name].options, limit) for limit in LIMITS} for name in tasks or registered
+        }
+        return {name: limits for name, limits in found.items() if tasks or any(map(limits.get, _LIMITING))}
 
     def time_limits(self, task: str, hard: float | None, soft: float | None = None) -> None:
-        """Time limits in seconds of the calls of ``task`` that are claimed from now on; None: none.
+        """Time limits in seconds of the calls of ``task``, those that run or wait here included; None: none.
 
-        A call that was sent with limits of its own keeps those. Raises ``UnknownTask``, ``NotSupported`` for a limit that
-        the pool cannot keep, ``ValueError`` for a soft limit beyond the hard one.
+        They count from the start of a call: one that is over its new limit is ended at once. A call that was sent with limits
+        of its own keeps those; one that runs in a pool that cannot change a limit (``Pool.limit``) keeps its former ones.
+        Raises ``UnknownTask``, ``NotSupported`` for a limit that the pool cannot keep, ``ValueError`` for a soft limit beyond
+        the hard one.
         """
         able = self._worker.pool.capabilities
         for limit, possible, what in ((hard, able.hard_limit, "hard"), (soft, able.soft_limit, "soft")):
             if limit and not possible:
                 raise NotSupported(f"pool {self._worker.settings.worker.pool!r} cannot keep a {what} time limit")
-        self._worker.app.tasks[task].override(time_limit=hard or None, soft_time_limit=soft or None)
+        self._worker.time_limits.change(self._worker.app.tasks[task], hard, soft)
 
     # --- the worker itself ---
 
