@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 # Names are imported on first use (PEP 562), so that `import umbel` costs next to nothing; type checkers read these.
 if TYPE_CHECKING:
     from umbel.app import Umbel
+    from umbel.canvas.compose import chain, chord, group
+    from umbel.canvas.results import GroupResult
+    from umbel.canvas.signature import Signature
     from umbel.markers import hookimpl, hookspec
     from umbel.result import AsyncResult
     from umbel.shared import shared_task
@@ -16,12 +19,29 @@ _LAZY = {
     "Umbel": "umbel.app",
     "shared_task": "umbel.shared",
     "AsyncResult": "umbel.result",
+    "GroupResult": "umbel.canvas.results",
+    "Signature": "umbel.canvas.signature",
+    "chain": "umbel.canvas.compose",
+    "chord": "umbel.canvas.compose",
+    "group": "umbel.canvas.compose",
     "Task": "umbel.task",
     "hookimpl": "umbel.markers",
     "hookspec": "umbel.markers",
 }
 
-__all__ = ["AsyncResult", "Task", "Umbel", "hookimpl", "hookspec", "shared_task"]
+__all__ = [
+    "AsyncResult",
+    "GroupResult",
+    "Signature",
+    "Task",
+    "Umbel",
+    "chain",
+    "chord",
+    "group",
+    "hookimpl",
+    "hookspec",
+    "shared_task",
+]
 
 
 def __getattr__(name: str) -> Any:

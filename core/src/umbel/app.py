@@ -11,17 +11,21 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Unpack, cast, overload
 from zoneinfo import ZoneInfo
 
 import attrs
 
-from umbel.canvas.signature import Signature
+from umbel import unique
+from umbel.canvas.joining import Chords
+from umbel.canvas.signature import Canvas, Signature
 from umbel.client import Client
 from umbel.codec import Codec
+from umbel.control import Control
 from umbel.declare import Declare, DeclareBound, DeclaredOptions
 from umbel.errors import NotSupported, SettingsError, UmbelError
 from umbel.gateway import Gateway, LocalGateway
+from umbel.locks import Keeper, Lock
 from umbel.model import TaskOptions
 from umbel.plugins.loader import importing
 from umbel.plugins.manager import PluginManager
@@ -30,6 +34,7 @@ from umbel.registry import Registry
 from umbel.result import AsyncResult
 from umbel.routing import effective_options, queue_specs
 from umbel.runtime import LoopThread
+from umbel.scheduling.schedules import Schedules
 from umbel.shared import enrol, shared_task
 from umbel.task import AsyncTask, CallOptions, Request, Task
 
@@ -72,8 +77,12 @@ class Umbel:
             code["results.url"] = results
         self.name = name
         self.tasks = Registry()
+        self.schedules = Schedules(self)
+        self.schedule = self.schedules.declare
         self.clock: Clock = clock or SystemClock()
         self.middleware = list(middleware)
+        self.chords: Chords | None = None
+        """Who keeps the account of chords that peers have sent; a plugin puts it here in ``umbel_configure``."""
         self.reference: str | None = None
         """``module:attribute`` under which another process finds this app; see ``umbel.finding``."""
         self._sources: dict[str, Any] = {"code": code, "command_line": {}, "file": None}
@@ -86,6 +95,7 @@ class Umbel:
         self._client: Client | None = None
         self._gateway: Gateway | None = None
         self._runtime: LoopThread | None = None
+        self._lock_keeper: Keeper | None = None
         enrol(self)
 
     def __repr__(self) -> str:
@@ -105,6 +115,8 @@ class Umbel:
     @property
     def loaded(self) -> Loaded:
         """The settings, and where each came from. Raises ``SettingsError`` with every problem at once."""
+        if (loaded := self._loaded) is not None:
+            return loaded
         with self._lock:
             if self._loaded is None:
                 with importing():
@@ -165,10 +177,12 @@ class Umbel:
         with self._lock:
             if self._result_codec is None:
                 name = self.settings.results.serializer
+                read = self.settings.results.accept_compression
                 chosen = attrs.evolve(
-                    self.settings.codec, serializer=name, accept=(name,), compression=None, accept_compression=()
+                    self.settings.codec, serializer=name, accept=(name,), compression=None, accept_compression=read
                 )
-                self._result_codec = Codec(self.plugins, chosen)
+                named = "[results] serializer", "[results] accept_compression"
+                self._result_codec = Codec(self.plugins, chosen, named=named)
             return self._result_codec
 
     @property
@@ -198,8 +212,15 @@ class Umbel:
             if self._gateway is None:
                 store = self.make_result_store if self.settings.results.url else None
                 queues = queue_specs(self.settings.queues)
-                self._gateway = LocalGateway(self.runtime, self.make_transport, store, queues)
+                self._gateway = LocalGateway(
+                    self.runtime, self.make_transport, store, queues, self.schedules.make_store
+                )
             return self._gateway
+
+    @property
+    def control(self) -> Control:
+        """Tells the workers of this app which tasks not to run."""
+        return Control(self)
 
     def use_gateway(self, gateway: Gateway) -> None:
         """Send through ``gateway`` from now on: how a worker's child is tied to its parent."""
@@ -222,12 +243,23 @@ class Umbel:
         results = self.settings.results
         if not results.url:
             raise SettingsError(['there is no result store: [results] url is "disabled"'])
-        return self.plugins.make_result_store(results.url, results.options, self.clock)
+        store = self.plugins.make_result_store(results.url, results.options, self.clock)
+        if results.track == "submit" and store.reply_to is not None:
+            raise SettingsError(
+                [
+                    '[results] track = "submit" needs a store that keeps records for all, and that of [results] url sends each '
+                    'to who asked: set track = "start", or take redis:// or sqlite:///'
+                ]
+            )
+        return store
 
     def close(self) -> None:
         """Close connections and end the I/O loop. The app can be used again; it then connects anew."""
         with self._lock:
             gateway, self._gateway, self._client, self._runtime = self._gateway, None, None, None
+            keeper, self._lock_keeper = self._lock_keeper, None
+        if keeper is not None:
+            keeper.close()
         if isinstance(gateway, LocalGateway):
             gateway.close()
 
@@ -271,7 +303,7 @@ class Umbel:
             self._plugins.lock = self._lock
         if isinstance(self._gateway, LocalGateway):
             self._gateway = None
-        self._client = self._runtime = None
+        self._client = self._runtime = self._lock_keeper = None
 
     # --- tasks ----------------------------------------------------------------------------------
 
@@ -362,13 +394,40 @@ class Umbel:
         options.setdefault(
             "ignore_result", True if effective.ignore_result else None
         )  # None: as the worker's task says
+        plan = None
+        if unique.wanted(effective, options):
+            plan = unique.plan(name, args, kwargs or {}, effective, cast("dict[str, Any]", options))
         message = self.client.message(name, args, kwargs or {}, effective, **options)
+        if plan is not None:
+            return unique.handle(self, unique.send(self, plan, message, timeout))
         self.client.send([message], timeout)
         return AsyncResult(message.id, self)
+
+    def lock(self, name: str, *, lease: float | None = None, timeout: float | None = None) -> Lock:
+        """A lock that excludes all others of its name in the fleet: ``with app.lock("report"):``, or ``async with``.
+
+        ``lease``: seconds after which it is free if its holder is gone; None: ``[unique] lock_lease``. ``timeout``: seconds to
+        wait for it; None: for ever.
+        """
+        return Lock(self, name, lease=self.settings.unique.lock_lease if lease is None else lease, timeout=timeout)
+
+    @property
+    def lock_keeper(self) -> Keeper:
+        """Renews the locks that this process holds."""
+        with self._lock:
+            if self._lock_keeper is None:
+                self._lock_keeper = Keeper(self)
+            return self._lock_keeper
 
     def signature(self, name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Signature:
         """A call of a task by name, as a value."""
         return Signature(task=name, args=tuple(args), kwargs=kwargs or {}, app=self)
+
+    def send_canvas(self, canvas: Canvas[Any], options: Mapping[str, Any]) -> Any:
+        """Send a chain, a group or a chord; return its handle. Raises as ``Canvas.apply_async``."""
+        from umbel.canvas.results import send  # whoever composes nothing needs nothing of it
+
+        return send(self, canvas, options)
 
     def result(self, task_id: str) -> AsyncResult[Any]:
         """A handle on a task that was sent before, by id."""

@@ -78,6 +78,8 @@ class PoolCapabilities:
     """A task that crashes or leaks takes only its own child along."""
     main_thread: bool = False
     """Runs user code on the main thread: the worker calls ``run_main_thread`` there."""
+    slots_per_cpu: int = 1
+    """Slots for each processor where ``[worker] concurrency`` says nothing."""
 
 
 @frozen(kw_only=True)

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Unpack
 
-from umbel import protocol
+from umbel import limit_keys, protocol, unique
 from umbel.canvas.signature import plain_signatures
-from umbel.errors import EncodeError
-from umbel.model import FINAL_STATES, Message, Result, TaskOptions
+from umbel.errors import EncodeError, UmbelError
+from umbel.model import FINAL_STATES, Message, Result, State, TaskOptions
 from umbel.protocol import NO_EMBED, Embed
 from umbel.task import CallOptions, Request, current_request
 
 if TYPE_CHECKING:
     from umbel.app import Umbel
 
-_CALL_OPTIONS = frozenset(CallOptions.__annotations__)
+logger = logging.getLogger("umbel.client")
+
+_CALL_OPTIONS = frozenset(CallOptions.__annotations__) - unique.OPTIONS
 
 _SMALL_BODY = 2048
 """Bytes below which plain ``repr`` of the arguments is quicker than a bounded one (2 µs against 15 µs)."""
@@ -30,6 +33,8 @@ class Client:
         self._app = app
         self._origin = protocol.origin()
         self._reply_to: str | None = None
+        self.tracks = bool(app.settings.results.url) and app.settings.results.track == "submit"
+        """Whether a task has a record from its sending on."""
         self._before = app.plugins.observer("umbel_before_publish")
         self._after = app.plugins.observer("umbel_after_publish")
 
@@ -88,6 +93,8 @@ class Client:
         )
         if encoded.compression:
             headers["compression"] = encoded.compression
+        if options.concurrency_key or "key" in call:
+            headers[limit_keys.HEADER] = limit_keys.of_call(self._app, task, args, kwargs, options, call.get("key"))
         priority = call.get("priority", options.priority) or 0
         if not 0 <= priority <= 9:
             raise ValueError(f"priority is 0 to 9, higher is sooner; {priority!r} is not")
@@ -120,6 +127,11 @@ class Client:
         if self._before:
             self._before(messages=messages)
         self._app.gateway.publish(messages, self._deadline(timeout))
+        if self.tracks:
+            try:
+                self._app.gateway.put(self.pending(messages))
+            except UmbelError as exc:
+                _untold(messages, exc)
         self._sent(messages)
 
     async def asend(self, messages: Sequence[Message], timeout: float | None = None) -> None:
@@ -129,19 +141,64 @@ class Client:
         if self._before:
             self._before(messages=messages)
         await self._app.gateway.apublish(messages, self._deadline(timeout))
+        if self.tracks:
+            try:
+                await self._app.gateway.aput(self.pending(messages))
+            except UmbelError as exc:
+                _untold(messages, exc)
         self._sent(messages)
 
     def put_state(self, request: Request, state: str, meta: Any) -> None:
         """Store a passing state of a running task."""
-        if state in FINAL_STATES:
+        if record := self._state_of(request, state, meta):
+            self._app.gateway.put(record)
+
+    async def aput_state(self, request: Request, state: str, meta: Any) -> None:
+        """``put_state`` for event loops."""
+        if record := self._state_of(request, state, meta):
+            await self._app.gateway.aput(record)
+
+    def _state_of(self, request: Request, state: str, meta: Any) -> list[Result]:
+        if state in FINAL_STATES or state == State.UNKNOWN:
             raise ValueError(f"{state} is how a task ends: return, or raise; update_state tells what happens before")
         if request.called_directly or not self._app.settings.results.url:
-            return
-        self._app.gateway.put([self.state_record(request.id, state, meta, request.message.properties)])
+            return []
+        order = protocol.order_of(state, request.retries, request.delivery_count)
+        return [self.state_record(request.id, state, meta, request.message.properties, order=order)]
 
-    def state_record(self, task_id: str, state: str, meta: Any, properties: Mapping[str, Any]) -> Result:
-        """The record of a passing state; ``properties`` of the task's message. Raises ``EncodeError``."""
+    def pending(self, messages: Sequence[Message]) -> list[Result]:
+        """The records of tasks whose messages the broker has accepted; they last until the tasks may end, and as long again
+        as a result does. None for a task that is to have no result, and for what the sender cannot name."""
+        now = self._app.clock.time()
+        return [
+            self.state_record(
+                message.id,
+                State.PENDING,
+                None,
+                message.properties,
+                order=protocol.order_of(State.PENDING, message.headers.get("retries") or 0, 0),
+                later=max(0.0, (message.due or now) - now),
+            )
+            for message in messages
+            if message.id and not message.headers.get("ignore_result")
+        ]
+
+    def state_record(
+        self,
+        task_id: str,
+        state: str,
+        meta: Any,
+        properties: Mapping[str, Any],
+        *,
+        order: int = 0,
+        later: float = 0.0,
+    ) -> Result:
+        """The record of a passing state; ``properties`` of the task's message. It lasts ``later`` seconds longer than others.
+
+        Raises ``EncodeError``.
+        """
         encoded = self._app.result_codec.encode(protocol.result_document(task_id, state, meta))
+        expires = self._app.settings.results.expires
         return Result(
             task_id=task_id,
             reply_to=properties.get("reply_to"),
@@ -150,7 +207,8 @@ class Client:
             document=encoded.body,
             content_type=encoded.content_type,
             content_encoding=encoded.content_encoding,
-            expires=self._app.settings.results.expires,
+            expires=None if expires is None else expires + later,
+            order=order,
         )
 
     def _own_reply_to(self) -> str:
@@ -166,6 +224,11 @@ class Client:
             parent.children.extend(message.id for message in messages)
         if self._after:
             self._after(messages=messages)
+
+
+def _untold(messages: Sequence[Message], exc: UmbelError) -> None:
+    """The broker has them, so they are sent: the sender must not be told otherwise."""
+    logger.warning("%d tasks from %s on are sent, and have no record of it: %s", len(messages), messages[0].id, exc)
 
 
 def _due(call: CallOptions, now: float) -> float | None:

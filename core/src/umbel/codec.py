@@ -43,9 +43,17 @@ class Encoded:
 class Codec:
     """Encodes and decodes bodies. Thread-safe; plugins are loaded on first use, only those that the settings name."""
 
-    def __init__(self, plugins: PluginManager, settings: CodecSettings) -> None:
+    def __init__(
+        self,
+        plugins: PluginManager,
+        settings: CodecSettings,
+        *,
+        named: tuple[str, str] = ("[codec] accept", "[codec] accept_compression"),
+    ) -> None:
+        """``named``: the settings that say what is read, for errors."""
         self._plugins = plugins
         self._settings = settings
+        self._named = named
         self._serializers: dict[str, Serializer] = {}
         self._compressors: dict[str, Compressor] = {}
         self._accepted: dict[str, Serializer] | None = None
@@ -105,17 +113,17 @@ class Codec:
         if compression:
             compressor = self.accepted_compression.get(str(compression))
             if compressor is None:
-                raise ContentRefused(_refusal("compression", str(compression), "accept_compression"))
+                raise ContentRefused(_refusal("compression", str(compression), self._named[1]))
             body = compressor.decompress(body, limit)
         elif len(body) > limit:
             raise ContentRefused(f"the body is {len(body):,} bytes long; [codec] max_body_size allows {limit:,}")
         serializer = self.accepted.get(content_type)
         if serializer is None:
-            raise ContentRefused(_refusal("content type", content_type, "accept"))
+            raise ContentRefused(_refusal("content type", content_type, self._named[0]))
         return serializer.loads(body)
 
 
 def _refusal(what: str, value: str, setting: str) -> str:
     name = _OFFERED_BY.get(value)
-    remedy = f'add "{name}" to [codec] {setting}' if name else f"no plugin that reads it is in [codec] {setting}"
+    remedy = f'add "{name}" to {setting}' if name else f"no plugin that reads it is in {setting}"
     return f"{what} {value[:100]!r} is not accepted: {remedy}"

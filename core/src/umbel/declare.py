@@ -29,11 +29,22 @@ class DeclaredOptions(TypedDict, total=False):
     time_limit: float | None
     soft_time_limit: float | None
     rate_limit: str | None
+    rate_limit_scope: str
+    concurrency_limit: int | None
+    concurrency_key: str | None
     expires: float | None
     priority: int | None
     max_deliveries: int | None
     dead_letter: bool
     track_started: bool
+    unique: str | float | None
+    unique_key: str | Callable[..., object] | None
+    on_conflict: str
+    debounce: float | None
+    debounce_max: float | None
+    throttle: float | None
+    throttle_edge: str
+    cancel: str
     typed: bool
     throws: tuple[type[BaseException], ...]
     on_success: Callable[..., Any]

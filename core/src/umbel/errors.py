@@ -64,7 +64,7 @@ class BrokerUnavailable(PublishError):
 
 
 class PublishRefused(PublishError):
-    """The broker answered, and said no (size, permission, disk full, unknown exchange). Permanent."""
+    """The broker answered, and said no (size, permission, unknown exchange). Permanent; one that is full is unavailable."""
 
 
 class ResultStoreUnavailable(UmbelError):
@@ -73,6 +73,10 @@ class ResultStoreUnavailable(UmbelError):
 
 class ResultRefused(UmbelError):
     """The result store answered, and will never take this record (too large, a value it cannot hold). Permanent."""
+
+
+class SchedulerUnavailable(UmbelError):
+    """The store of periodic entries cannot be reached. Passing: worth another try."""
 
 
 class EncodeError(UmbelError):
@@ -92,6 +96,17 @@ class ContentRefused(DecodeError):
 
 class UnknownTask(UmbelError):
     """No task of that name is registered here."""
+
+
+# --- schedules ---------------------------------------------------------------------------------
+
+
+class UnknownSchedule(UmbelError):
+    """The scheduler store has no entry of that name."""
+
+
+class ScheduleRefused(UmbelError):
+    """An entry of a schedule cannot be kept as it is given, or may not be changed so."""
 
 
 # --- results ------------------------------------------------------------------------------------
@@ -115,6 +130,20 @@ class TaskRevoked(UmbelError):
     """The task was revoked, or expired, before it ended."""
 
 
+class DuplicateTask(TaskRevoked):
+    """The call was not sent: another with the same unique key waits or runs. ``existing`` is that one's id."""
+
+    def __init__(self, task_id: str, task: str, existing: str) -> None:
+        super().__init__(f"task {task}[{task_id}] was not sent: {existing} has the same unique key")
+        self.task_id = task_id
+        self.task = task
+        self.existing = existing
+
+
+class ChordError(UmbelError):
+    """A call was not started, because a member of the group that it was to get the results of has failed."""
+
+
 class WorkerLost(UmbelError):
     """The process that ran the task died while running it."""
 
@@ -125,6 +154,17 @@ class TimeLimitExceeded(UmbelError):
 
 class MaxRetriesExceeded(UmbelError):
     """``self.retry()`` was called more often than ``max_retries`` allows."""
+
+
+# --- locks --------------------------------------------------------------------------------------
+
+
+class LockTimeout(UmbelError, TimeoutError):
+    """The lock was not free within the time given for it."""
+
+
+class LockLost(UmbelError):
+    """The lock's lease ended while it was held: it could not be renewed, or another has taken it."""
 
 
 # --- raised inside a task -----------------------------------------------------------------------
@@ -149,6 +189,14 @@ class Reject(Exception):  # a verdict, not an error; the field's name
         super().__init__(reason, requeue)
         self.reason = reason
         self.requeue = requeue
+
+
+class Replaced(Exception):  # a verdict, not an error
+    """What ``self.replace()`` raises: another call goes on in the task's place."""
+
+    def __init__(self, canvas: object) -> None:
+        super().__init__(canvas)
+        self.canvas = canvas
 
 
 class Retry(Exception):  # a verdict, not an error; the field's name

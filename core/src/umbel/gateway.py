@@ -1,7 +1,7 @@
 """The way out of a process: publish, and speak to the result store.
 
 A process with connections of its own uses ``LocalGateway``; a child of a worker holds none and sends the same calls up to
-its parent through ``UplinkGateway``. Tasks and result handles know only ``Gateway``.
+its parent through ``umbel.uplink``. Tasks and result handles know only ``Gateway``.
 """
 
 from __future__ import annotations
@@ -13,15 +13,19 @@ import random
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Final
 
+from umbel.canvas.joining import VERBS as JOIN_VERBS
+from umbel.claiming import VERBS as CLAIM_VERBS
 from umbel.errors import BrokerUnavailable, NotSupported, PublishError, ResultTimeout
 from umbel.model import Message, QueueSpec, Result
-from umbel.ports.pool import Upcall
 from umbel.ports.result_store import ResultStore
+from umbel.ports.scheduler import Scheduler
 from umbel.ports.transport import BlockingPublisher, Transport
+from umbel.revocation import VERBS as REVOCATION_VERBS
 from umbel.runtime import LoopThread
+from umbel.schedule_store import VERBS as SCHEDULE_VERBS
 
 
 class Gateway(ABC):
@@ -53,6 +57,14 @@ class Gateway(ABC):
         """Delete records."""
 
     @abstractmethod
+    def ask(self, verb: str, payload: Any) -> Any:
+        """Carry out a verb of ``_ABILITIES`` where the connections are. Plain data in, plain data out."""
+
+    @abstractmethod
+    def cancelled(self, task_id: str) -> bool:
+        """Whether the worker of this process asks a running task to end."""
+
+    @abstractmethod
     async def apublish(self, messages: Sequence[Message], timeout: float) -> None: ...
 
     @abstractmethod
@@ -62,7 +74,13 @@ class Gateway(ABC):
     async def await_(self, task_id: str, timeout: float | None) -> Result: ...
 
     @abstractmethod
+    async def aput(self, results: Sequence[Result]) -> None: ...
+
+    @abstractmethod
     async def aforget(self, task_ids: Sequence[str]) -> None: ...
+
+    @abstractmethod
+    async def aask(self, verb: str, payload: Any) -> Any: ...
 
 
 class LocalGateway(Gateway):
@@ -74,8 +92,11 @@ class LocalGateway(Gateway):
         make_transport: Callable[[], Transport],
         make_store: Callable[[], ResultStore] | None,
         queues: Mapping[str, QueueSpec],
+        make_scheduler: Callable[[], Scheduler] | None = None,
     ) -> None:
         """``queues``: what the settings describe, to be declared in each session before their first use."""
+        self._make_scheduler = make_scheduler
+        self._scheduler: Scheduler | None = None
         self.runtime = runtime
         self._make_transport = make_transport
         self._make_store = make_store
@@ -85,6 +106,10 @@ class LocalGateway(Gateway):
         self._transport: Transport | None = None
         self._store: ResultStore | None = None
         self._closing: set[asyncio.Task[None]] = set()
+        self.is_cancelled: Callable[[str], bool] = _never
+        """Whether the worker of this process asks a task to end; from any thread."""
+        self.added: dict[str, Callable[[Any], Coroutine[Any, Any, Any]]] = {}
+        """What plugins answer, by verb: a step of theirs enters it, where their part in a child asks for it."""
         self._lock = threading.Lock()
         self._pid = os.getpid()
         atexit.register(self.close)
@@ -114,6 +139,16 @@ class LocalGateway(Gateway):
             return self._store
 
     @property
+    def scheduler(self) -> Scheduler:
+        """The scheduler store. Raises ``NotSupported``, ``SettingsError``, ``PluginError`` where there is none."""
+        if self._make_scheduler is None:
+            raise NotSupported("this process has no scheduler store")
+        with self._lock:
+            if self._scheduler is None:
+                self._scheduler = self._make_scheduler()
+            return self._scheduler
+
+    @property
     def reply_to(self) -> str | None:
         return self.store.reply_to if self.has_store else None
 
@@ -135,8 +170,11 @@ class LocalGateway(Gateway):
             await asyncio.wait([closing], timeout=0.1)
 
     async def close_components(self) -> None:
-        """Close transport and store."""
+        """Close transport, store and scheduler store."""
         self._declared = set()
+        scheduler, self._scheduler = self._scheduler, None
+        if scheduler is not None:
+            await scheduler.close()
         transport, self._transport = self._transport, None
         store, self._store = self._store, None
         if transport is not None:
@@ -150,7 +188,7 @@ class LocalGateway(Gateway):
         if self._pid != os.getpid():  # after a fork, what there is belongs to the parent
             return
         try:
-            if self._transport is not None or self._store is not None:
+            if self._transport is not None or self._store is not None or self._scheduler is not None:
                 self.runtime.call(self.close_components(), timeout=5)
         finally:
             self.runtime.stop()
@@ -181,8 +219,8 @@ class LocalGateway(Gateway):
         missing = [spec for spec in self._specs.values() if spec.name not in self._declared]
         return [spec.name for spec in missing if spec.name in queues or spec.exchange in exchanges]
 
-    async def do_publish(self, messages: Sequence[Message], timeout: float) -> None:
-        """Publish under one absolute deadline; a passing fault is tried again on a new session until then.
+    async def do_publish(self, messages: Sequence[Message], timeout: float, *, again: bool = True) -> None:
+        """Publish under one absolute deadline; a passing fault is tried again on a new session until then, if ``again``.
 
         Raises as ``Transport.publish``, ``PublishRefused`` also for a queue that is not as the settings describe it.
         """
@@ -201,7 +239,7 @@ class LocalGateway(Gateway):
                 return
             except BrokerUnavailable:
                 await self.replace_transport(transport)
-                if deadline - time.monotonic() <= pause:
+                if not again or deadline - time.monotonic() <= pause:
                     raise
             except TimeoutError:
                 await self.replace_transport(transport)
@@ -268,8 +306,20 @@ class LocalGateway(Gateway):
     async def await_(self, task_id: str, timeout: float | None) -> Result:
         return await asyncio.wrap_future(self.runtime.submit(self.do_wait(task_id, timeout)))
 
+    async def aput(self, results: Sequence[Result]) -> None:
+        await asyncio.wrap_future(self.runtime.submit(self.do_put(results)))
+
     async def aforget(self, task_ids: Sequence[str]) -> None:
         await asyncio.wrap_future(self.runtime.submit(self.do_forget(task_ids)))
+
+    def ask(self, verb: str, payload: Any) -> Any:
+        return self.runtime.call(self.answer(verb, payload))
+
+    async def aask(self, verb: str, payload: Any) -> Any:
+        return await asyncio.wrap_future(self.runtime.submit(self.answer(verb, payload)))
+
+    def cancelled(self, task_id: str) -> bool:
+        return self.is_cancelled(task_id)
 
     async def answer(self, verb: str, payload: Any) -> Any:
         """Answer a child's upcall: the same operations, in plain data."""
@@ -289,7 +339,26 @@ class LocalGateway(Gateway):
             case "forget":
                 await self.do_forget(payload)
                 return None
+            case "cancelled":
+                return self.is_cancelled(payload)
+        if (ability := _ABILITIES.get(verb)) is not None:
+            return await ability(self, payload)
+        if (added := self.added.get(verb)) is not None:
+            return await added(payload)
         raise PublishError(f"a child asked for {verb!r}, which this worker does not know")
+
+
+_ABILITIES: Final[Mapping[str, Callable[[LocalGateway, Any], Coroutine[Any, Any, Any]]]] = {
+    **REVOCATION_VERBS,
+    **CLAIM_VERBS,
+    **JOIN_VERBS,
+    **SCHEDULE_VERBS,
+}
+"""What can be asked of a process with connections, beside the operations of every gateway."""
+
+
+def _never(task_id: str) -> bool:
+    return False
 
 
 def _check_exchanges(transport: Transport, messages: Sequence[Message]) -> None:
@@ -308,44 +377,3 @@ async def _close(broken: Transport) -> None:
         await broken.close()
     except Exception:  # it is broken: closing it may fail in any way, and there is nothing left to save
         return
-
-
-class UplinkGateway(Gateway):
-    """Sends every operation to the parent worker. The awaitable forms wait in a thread."""
-
-    def __init__(self, upcall: Upcall, reply_to: str | None = None) -> None:
-        """``reply_to``: the parent's, which waits for its children."""
-        self._upcall = upcall
-        self._reply_to = reply_to
-
-    @property
-    def reply_to(self) -> str | None:
-        return self._reply_to
-
-    def publish(self, messages: Sequence[Message], timeout: float) -> None:
-        self._upcall("publish", ([m.to_plain() for m in messages], timeout))
-
-    def get(self, task_ids: Sequence[str]) -> Mapping[str, Result]:
-        records = [Result.from_plain(r) for r in self._upcall("get", list(task_ids))]
-        return {r.task_id: r for r in records}
-
-    def wait(self, task_id: str, timeout: float | None) -> Result:
-        return Result.from_plain(self._upcall("wait", (task_id, timeout)))
-
-    def put(self, results: Sequence[Result]) -> None:
-        self._upcall("put", [r.to_plain() for r in results])
-
-    def forget(self, task_ids: Sequence[str]) -> None:
-        self._upcall("forget", list(task_ids))
-
-    async def apublish(self, messages: Sequence[Message], timeout: float) -> None:
-        await asyncio.to_thread(self.publish, messages, timeout)
-
-    async def aget(self, task_ids: Sequence[str]) -> Mapping[str, Result]:
-        return await asyncio.to_thread(self.get, task_ids)
-
-    async def await_(self, task_id: str, timeout: float | None) -> Result:
-        return await asyncio.to_thread(self.wait, task_id, timeout)
-
-    async def aforget(self, task_ids: Sequence[str]) -> None:
-        await asyncio.to_thread(self.forget, task_ids)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from umbel.markers import hookspec
 
 if TYPE_CHECKING:
+    import logging
+
     import click
 
     from umbel.app import Umbel
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from umbel.ports.scheduler import Scheduler
     from umbel.ports.serializer import Serializer
     from umbel.ports.step import Step
+    from umbel.ports.timetable import Timetable
     from umbel.ports.transport import Transport
     from umbel.task import Request
     from umbel.worker.worker import Worker
@@ -64,6 +67,13 @@ def umbel_make_pool(name: str, options: Mapping[str, Any]) -> Pool | None:
     """Make the pool of that name. None: not mine."""
 
 
+@hookspec(firstresult=True)
+def umbel_make_timetable(schedule: Mapping[str, Any]) -> Timetable | None:
+    """Make the timetable of a schedule: its ``when`` and its ``timezone``, plain data. Pure. None: not mine.
+
+    Raises ``ValueError`` for one that is, and is wrong."""
+
+
 # --- contributions: everybody's are used ---------------------------------------------------------
 
 
@@ -80,6 +90,15 @@ def umbel_add_middleware(app: Umbel) -> Sequence[Callable[..., Any]] | None:
 @hookspec
 def umbel_add_steps(worker: Worker) -> Sequence[Step] | None:
     """Components to start and stop with the worker, with what they require."""
+
+
+@hookspec
+def umbel_add_log_handlers(app: Umbel) -> Sequence[logging.Handler] | None:
+    """Handlers for the log of a worker that ``umbel worker`` starts, and of its children, instead of standard error.
+
+    Asked once in the worker and once where its children come from, before anything is logged there; children that are forked
+    have what was made for their fork server. Nobody is asked where the application has given the root logger handlers.
+    """
 
 
 @hookspec

@@ -14,12 +14,15 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, tzinfo
 from functools import lru_cache
+from itertools import product
+from operator import itemgetter
 from typing import Any, Final
 
 from attrs import field, frozen
 
 from umbel import errors
 from umbel.errors import DecodeError, TaskFailed
+from umbel.model import by_position
 
 EARLY: Final = 0.05
 """Seconds by which a task may start before its ETA: clocks differ, and a way back to the queue costs more."""
@@ -129,7 +132,7 @@ NO_EMBED: Final = Embed()
 _NO_EMBED_PLAIN: Final = NO_EMBED.to_plain()
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, weakref_slot=False)
 class Invocation:
     """A decoded task message: what is to be called, with what, and as part of what."""
 
@@ -155,6 +158,10 @@ class Invocation:
     stamps: Mapping[str, Any] = field(factory=dict)
     headers: Mapping[str, Any] = field(factory=dict)
     """The user's own headers, unknown ones included."""
+
+
+make_invocation: Final = by_position(Invocation)
+"""``Invocation`` by position."""
 
 
 def make_headers(
@@ -230,11 +237,67 @@ def read_invocation(headers: Mapping[str, Any], payload: Any, timezone: tzinfo =
         ):
             raise DecodeError(f"the body must be [args, kwargs, embed], not {_kind(payload)}")
         args, kwargs, embed = payload
-        return _read(headers, {"args": args, "kwargs": kwargs}, _embed_of(embed), timezone)
+        embed = NO_EMBED if embed == _NO_EMBED_PLAIN else _embed_of(embed)
+        usual = _read_usual(headers, args, kwargs, embed, timezone)
+        return _read(headers, {"args": args, "kwargs": kwargs}, embed, timezone) if usual is None else usual
     if isinstance(payload, Mapping) and payload.get("task"):
         fields = {**payload, "group": payload.get("group") or payload.get("taskset")}
         return _read(fields, payload, _embed_of(payload), timezone, user_headers=headers)
     raise DecodeError("neither the headers nor the body name a task: this is not a task message")
+
+
+_NO_LIMITS: Final[list[Any]] = [None, None]
+_VALUES_OF: Final = itemgetter(
+    "task", "id", "eta", "expires", "group", "group_index", "retries", "timelimit", "root_id", "parent_id", "origin",
+    "ignore_result", "replaced_task_nesting", "stamped_headers", "stamps", "shadow",
+)  # fmt: skip
+_NONE: Final = type(None)
+_USUAL: Final = frozenset(
+    (str, str, eta, expires, *group, int, list, str, parent, str, ignored, int, _NONE, dict, _NONE)
+    for eta, expires, group, parent, ignored in product(
+        (_NONE, str), (_NONE, str), ((_NONE, _NONE), (str, int)), (_NONE, str), (_NONE, bool)
+    )
+)
+"""The types that those headers have in all but a few messages: one look-up in place of a look at each."""
+
+
+def _read_usual(
+    headers: Mapping[str, Any], args: Any, kwargs: Any, embed: Embed, timezone: tzinfo
+) -> Invocation | None:
+    """The usual message, read in a third of the time that ``_read`` takes, which gives the same; None: it is another."""
+    try:
+        values = _VALUES_OF(headers)
+    except KeyError:
+        return None
+    if tuple(map(type, values)) not in _USUAL or type(args) is not list or type(kwargs) is not dict:
+        return None
+    task, id, eta, expires, group, index, retries, limits, root, parent, origin, ignored, nesting, _, stamps, _ = values
+    if not id or "args" in headers or (kwargs and not all(isinstance(key, str) for key in kwargs)):
+        return None
+    hard, soft = (None, None) if limits == _NO_LIMITS else read_limits(limits)
+    return make_invocation(
+        id,
+        task,
+        args,
+        kwargs,
+        embed,
+        None if eta is None else parse_time(eta, timezone),
+        None if expires is None else parse_time(expires, timezone),
+        retries,
+        hard,
+        soft,
+        root or id,
+        parent or None,
+        group or None,
+        index,
+        None,
+        origin or None,
+        ignored,
+        nesting,
+        None,
+        stamps,
+        {} if headers.keys() <= STANDARD_HEADERS else {k: v for k, v in headers.items() if k not in STANDARD_HEADERS},
+    )
 
 
 def _read(
@@ -361,6 +424,19 @@ def _kind(value: Any) -> str:
 # --- results ------------------------------------------------------------------------------------
 
 
+_RANKS: Final[Mapping[str, int]] = {"PENDING": 0, "RECEIVED": 1, "STARTED": 2, "RETRY": 7}
+_MOST_DELIVERIES: Final = 511
+
+
+def order_of(state: str, retries: int = 0, deliveries: int = _MOST_DELIVERIES) -> int:
+    """``Result.order`` of a passing state: later attempts after earlier ones, and within one, PENDING to RETRY.
+
+    ``deliveries``: how often the message of that attempt had been handed out. States of a user's own are between STARTED and
+    RETRY, in the order in which they are put.
+    """
+    return (retries << 9 | min(deliveries, _MOST_DELIVERIES)) << 3 | _RANKS.get(state, 4)
+
+
 def result_document(
     task_id: str,
     state: str,
@@ -395,6 +471,7 @@ def result_document(
 _ALIASES: Final[Mapping[type[BaseException], tuple[str, str]]] = {
     errors.TaskRevoked: ("celery.exceptions", "TaskRevokedError"),
     errors.UnknownTask: ("celery.exceptions", "NotRegistered"),
+    errors.ChordError: ("celery.exceptions", "ChordError"),
     errors.MaxRetriesExceeded: ("celery.exceptions", "MaxRetriesExceededError"),
     errors.Reject: ("celery.exceptions", "Reject"),
     errors.Ignore: ("celery.exceptions", "Ignore"),

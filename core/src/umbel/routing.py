@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from umbel.model import QueueSpec, TaskOptions
+from umbel.settings.units import parse_unique
 
 if TYPE_CHECKING:
     from umbel.settings.schema import QueueSettings, TaskSettings
@@ -30,6 +31,8 @@ def effective_options(name: str, declared: TaskOptions, settings: Mapping[str, T
         for field, value in attrs.asdict(settings[pattern], recurse=False).items()
         if value is not None
     }
+    if "unique" in changes:
+        changes["unique"] = parse_unique(changes["unique"])
     return attrs.evolve(declared, **changes) if changes else declared
 
 

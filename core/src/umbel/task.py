@@ -6,14 +6,16 @@ import random
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from functools import update_wrapper
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypedDict, TypeVar, Unpack
+from functools import partial, update_wrapper
+from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, ParamSpec, TypedDict, TypeVar, Unpack, cast
 
 from attrs import evolve, field, frozen
 
-from umbel.canvas.signature import Signature
-from umbel.errors import MaxRetriesExceeded, Retry
-from umbel.model import Message, TaskOptions
+from umbel import unique
+from umbel.canvas.compose import Group, chunks, mapped
+from umbel.canvas.signature import Canvas, Signature
+from umbel.errors import MaxRetriesExceeded, Replaced, Retry
+from umbel.model import Message, TaskOptions, by_position
 from umbel.plugins.loader import importing
 from umbel.protocol import Invocation
 from umbel.result import AsyncResult
@@ -44,6 +46,8 @@ class CallOptions(TypedDict, total=False):
     """With ``exchange``: the key by which its bindings choose the queues."""
     priority: int
     """0 to 9, higher is sooner."""
+    key: str
+    """The key of its concurrency limit; else the one that ``concurrency_key`` gives."""
     serializer: str
     """Plugin that writes the message."""
     compression: str
@@ -92,9 +96,18 @@ class CallOptions(TypedDict, total=False):
     """Headers that the whole workflow carries."""
     origin: str
     """Who sends it; else this process."""
+    unique: str | float | None
+    """As the task's option of that name; None: this call is not unique. Likewise the others."""
+    unique_key: str
+    """The key itself."""
+    on_conflict: str
+    debounce: float | None
+    debounce_max: float | None
+    throttle: float | None
+    throttle_edge: str
 
 
-@frozen(kw_only=True, eq=False)
+@frozen(kw_only=True, eq=False, weakref_slot=False)
 class Request:
     """One execution of a task, as the task itself sees it: ``self.request``."""
 
@@ -104,6 +117,8 @@ class Request:
     delivery_count: int = 1
     hostname: str = ""
     """The worker's name."""
+    started: float = 0.0
+    """``time.monotonic()`` when the work began; 0: it runs in no worker."""
     called_directly: bool = False
     """True where the function was simply called: nothing was sent, and there is nothing to retry."""
     is_eager: bool = False
@@ -144,6 +159,13 @@ class Request:
     def group(self) -> str | None:
         return self.invocation.group
 
+    def cancelled(self) -> bool:
+        """Whether the task is asked to end: for loops that stop at a place of their own choosing (``cancel="flag"``).
+
+        Asks the worker, at most ten times a second. False outside a worker. Thread-safe.
+        """
+        return not self.called_directly and self.task.app.gateway.cancelled(self.id)
+
     @property
     def delivery_info(self) -> Mapping[str, Any]:
         return {
@@ -153,6 +175,9 @@ class Request:
             "redelivered": self.delivery_count > 1,
         }
 
+
+make_request: Final = by_position(Request)
+"""``Request`` by position."""
 
 _current: ContextVar[Request | None] = ContextVar("umbel_request", default=None)
 
@@ -243,7 +268,10 @@ class Task(Generic[P, R]):
     ) -> AsyncResult[R]:
         """``delay`` with options of this one call (see ``CallOptions``)."""
         timeout = options.pop("timeout", None)
+        plan = self._plan(args, kwargs, options) if unique.wanted(self.options, options) else None
         message = self.message(args, kwargs, **options)
+        if plan is not None:
+            return self._sent(unique.send(self.app, plan, message, timeout))
         self.app.client.send([message], timeout)
         return self.handle(message.id)
 
@@ -252,7 +280,10 @@ class Task(Generic[P, R]):
     ) -> AsyncResult[R]:
         """``apply_async`` for event loops."""
         timeout = options.pop("timeout", None)
+        plan = self._plan(args, kwargs, options) if unique.wanted(self.options, options) else None
         message = self.message(args, kwargs, **options)
+        if plan is not None:
+            return self._sent(await unique.asend(self.app, plan, message, timeout))
         await self.app.client.asend([message], timeout)
         return self.handle(message.id)
 
@@ -261,8 +292,10 @@ class Task(Generic[P, R]):
     ) -> list[AsyncResult[R]]:
         """Send one task for each tuple of arguments, in publishes of ``batch``; memory stays bounded by the handles.
 
-        Raises as ``delay``; then earlier batches have been sent.
+        Raises as ``delay``; then earlier batches have been sent. Unique calls are sent one by one.
         """
+        if unique.wanted(self.options, options):
+            return [self.apply_async(args, **options) for args in calls]
         timeout = options.pop("timeout", None)
         handles: list[AsyncResult[R]] = []
         for messages in _batches((self.message(args, None, **options) for args in calls), batch):
@@ -274,6 +307,8 @@ class Task(Generic[P, R]):
         self, calls: Iterable[Sequence[Any]], *, batch: int = 1000, **options: Unpack[CallOptions]
     ) -> list[AsyncResult[R]]:
         """``map_delay`` for event loops."""
+        if unique.wanted(self.options, options):
+            return [await self.aapply_async(args, **options) for args in calls]
         timeout = options.pop("timeout", None)
         handles: list[AsyncResult[R]] = []
         for messages in _batches((self.message(args, None, **options) for args in calls), batch):
@@ -285,11 +320,27 @@ class Task(Generic[P, R]):
         self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[CallOptions]
     ) -> Message:
         """The message that a call would send. Raises ``EncodeError``."""
-        kwargs = kwargs or {}
+        args, kwargs = self._plain(args, kwargs)
+        return self.app.client.message(self.name, args, kwargs, self.options, **options)
+
+    def _plain(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> tuple[Sequence[Any], Mapping[str, Any]]:
         if self.options.typed:
             unstructure, what = typing_of_tasks().unstructure, f"an argument of task {self.name!r}"
-            args, kwargs = unstructure(list(args), what), unstructure(dict(kwargs), what)
-        return self.app.client.message(self.name, args, kwargs, self.options, **options)
+            return unstructure(list(args), what), unstructure(dict(kwargs or {}), what)
+        return args, kwargs or {}
+
+    def _plan(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any] | None, call: Mapping[str, Any]
+    ) -> unique.Plan | None:
+        args, kwargs = self._plain(args, kwargs)
+        run = partial(self.run, None) if self.bind else self.run
+        return unique.plan(self.name, args, kwargs, self.options, cast("dict[str, Any]", call), run)
+
+    def _sent(self, sent: str | unique.Conflict) -> AsyncResult[R]:
+        if isinstance(sent, str):
+            return self.handle(sent)
+        structure = self._structure_result if self.options.typed else None
+        return unique.handle(self.app, sent, structure)
 
     def handle(self, task_id: str) -> AsyncResult[R]:
         """A handle on a sent call of this task."""
@@ -313,7 +364,40 @@ class Task(Generic[P, R]):
         """A call of this task with options, as a value."""
         return Signature(task=self.name, args=tuple(args), kwargs=kwargs or {}, options=options, app=self.app)
 
+    def map(self, items: Iterable[Any]) -> Signature:
+        """One task that calls this one for each of ``items``, and returns the list of what it returns."""
+        return mapped(self.s(), items, star=False)
+
+    def starmap(self, items: Iterable[Sequence[Any]]) -> Signature:
+        """As ``map``, of items that are each a list of arguments."""
+        return mapped(self.s(), items, star=True)
+
+    def chunks(self, items: Iterable[Sequence[Any]], size: int) -> Group:
+        """A group of tasks that each call this one for ``size`` of ``items``. Read as it is sent: once, where it can be."""
+        return chunks(self.s(), items, size)
+
     # --- inside the task ---
+
+    def add_to_group(self, *members: Canvas[Any]) -> list[AsyncResult[Any]]:
+        """Add members to the group that this task is a member of, while it runs, and return their handles once they are sent.
+
+        What waits for the group waits for them too; in its list their results stand behind this task's own. Blocks. Raises
+        ``UmbelError`` where the task is no member of a group that something waits for, ``NotSupported`` for members that are
+        neither tasks nor chains of tasks, and as ``delay``.
+        """
+        from umbel.canvas.growing import added_by  # few tasks do; it knows how workflows are sent, which knows tasks
+
+        messages = added_by(self.request, members)
+        self.app.client.send(messages)
+        return [self.app.result(message.id) for message in messages]
+
+    def replace(self, canvas: Canvas[Any]) -> NoReturn:
+        """End this execution and let ``canvas`` go on in its place, under its id: who waits for it gets the result of that.
+
+        ``raise self.replace(…)`` reads well. Raises ``Replaced``, which the worker understands; where the task was called
+        directly there is nothing to go on in the place of, and it raises that to the caller.
+        """
+        raise Replaced(canvas)
 
     def retry(
         self,
@@ -350,6 +434,10 @@ class Task(Generic[P, R]):
     def update_state(self, state: str, meta: Any = None) -> None:
         """Tell progress: store ``state`` (any name but a final one) with ``meta``. Blocks until it is stored."""
         self.app.client.put_state(self.request, state, meta)
+
+    async def aupdate_state(self, state: str, meta: Any = None) -> None:
+        """``update_state`` for ``async def`` tasks: never blocks the loop that others run on."""
+        await self.app.client.aput_state(self.request, state, meta)
 
     # --- ends, for subclasses ---
 

@@ -321,7 +321,7 @@ def test_nothing_of_ours_is_seen_by_others(rabbitmq_url: str) -> None:
 
     async def live() -> None:
         async with opened(rabbitmq_url) as (transport,):
-            sent = message(1, due=time.time() + 0.05, properties={"delivery_mode": 2, "correlation_id": "1"})
+            sent = message(1, due=time.time() + 1, properties={"delivery_mode": 2, "correlation_id": "1"})
             await transport.publish([sent], timeout=10)
             control = await transport._control()
             async with asyncio.timeout(10):

@@ -1,4 +1,4 @@
-"""The laws of both ports, by the machine's clock and by one that a test moves."""
+"""The laws of the three ports, by the machine's clock and by one that a test moves."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from collections.abc import Callable
 import pytest
 
 from umbel.ports.clock import VirtualClock
-from umbel.testing.contracts import ResultStoreContract, TransportContract
+from umbel.testing.contracts import ResultStoreContract, SchedulerContract, TransportContract
 from umbel_memory import transport as transport_module
 from umbel_memory.result_store import MemoryResultStore
+from umbel_memory.scheduler import MemoryScheduler
 from umbel_memory.transport import MemoryTransport
 
 
@@ -52,3 +53,19 @@ class TestMemoryResultStoreByAVirtualClock(ResultStoreContract):
     @pytest.fixture
     def make_store(self, url: str, clock: VirtualClock) -> Callable[[], MemoryResultStore]:
         return lambda: MemoryResultStore(url, clock=clock)
+
+
+class TestMemoryScheduler(SchedulerContract):
+    @pytest.fixture
+    def make_scheduler(self, url: str) -> Callable[[], MemoryScheduler]:
+        return lambda: MemoryScheduler(url)
+
+
+class TestMemorySchedulerByAVirtualClock(SchedulerContract):
+    @pytest.fixture
+    def clock(self) -> VirtualClock:
+        return VirtualClock()
+
+    @pytest.fixture
+    def make_scheduler(self, url: str, clock: VirtualClock) -> Callable[[], MemoryScheduler]:
+        return lambda: MemoryScheduler(url, clock=clock)

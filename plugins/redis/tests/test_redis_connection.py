@@ -73,6 +73,11 @@ def test_a_url_names_host_database_and_credentials() -> None:
         ("redis://[::1]:7000", {}, ("single", (("::1", 7000),), None, 0)),
         ("rediss://h/1", {}, ("single", (("h", 6379),), None, 1)),
         ("unix:///run/redis.sock", {"db": 2}, ("single", (), "/run/redis.sock", 2)),
+        ("redis+socket:///run/redis.sock", {"virtual_host": 3}, ("single", (), "/run/redis.sock", 3)),
+        ("redis+socket:///run/redis.sock", {"virtual_host": 3, "db": 3}, ("single", (), "/run/redis.sock", 3)),
+        ("sentinel://a;sentinel://b:7", {"master": "m"}, ("sentinel", (("a", 26379), ("b", 7)), None, 0)),
+        ("sentinel://a/4;sentinel://b:7/4", {"master": "m"}, ("sentinel", (("a", 26379), ("b", 7)), None, 4)),
+        ("sentinel://a;sentinel://b:7/4", {"master": "m"}, ("sentinel", (("a", 26379), ("b", 7)), None, 4)),
         ("sentinel://a,b:7/4", {"master": "m"}, ("sentinel", (("a", 26379), ("b", 7)), None, 4)),
         ("redis://a:1,b:2", {"cluster": True}, ("cluster", (("a", 1), ("b", 2)), None, 0)),
     ],
@@ -96,6 +101,9 @@ def test_the_forms_of_urls(url: str, options: dict[str, Any], expected: tuple[An
         ("sentinel://a/0", {}, "master=NAME"),
         ("sentinel://a/0", {"master": "m", "cluster": True}, "belongs to redis://"),
         ("unix://host/socket", {}, "three slashes"),
+        ("redis+socket://host/socket", {}, "a redis.socket URL names a socket after three slashes"),
+        ("sentinel://a;redis://b", {"master": "m"}, "each begins with sentinel://"),
+        ("redis://a;redis://b", {}, "each begins with sentinel://"),
         ("redis://h/0?db=1", {}, "after ?"),
         ("memcached://h", {}, "none of redis"),
     ],
@@ -112,7 +120,13 @@ def test_every_problem_is_told_at_once() -> None:
     assert len(raised.value.problems) == 3
 
 
-@pytest.mark.parametrize("options", [{"db": -1}, {"timeout": 0}, {"connections": 0}])
+def test_the_password_of_several_urls_is_that_of_the_first() -> None:
+    address = address_of("sentinel://me:pw@a;sentinel://me:pw@b:7", RedisOptions(master="m"))
+    assert (address.username, address.password, address.hosts) == ("me", "pw", (("a", 26379), ("b", 7)))
+    assert "pw" not in str(address)
+
+
+@pytest.mark.parametrize("options", [{"db": -1}, {"virtual_host": -1}, {"timeout": 0}, {"connections": 0}])
 def test_options_are_checked(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         RedisOptions(**options)
@@ -206,7 +220,7 @@ def test_what_does_not_fit_the_server_says_what_to_change(ask: Callable[..., Any
     assert "has no database 9" in ask(server.url_of(9), "PING").sentence
     full = ask(server.url, "SET", "k", b"v" * 2_000_000)
     full = ask(server.url, "SET", "l", b"v") if full is True else full
-    assert full.permanent
+    assert not full.permanent  # it can be mended, and then the same call succeeds
     assert "maxmemory" in full.sentence
 
 

@@ -40,7 +40,7 @@ def test_who_switches_an_entry_off_is_not_overruled_by_a_late_mark(redis_url: st
         await scheduler.upsert([entry(next_due=10.0, enabled=False)])
         assert await scheduler.mark([evolve(due, last_due=10.0, next_due=20.0, total_runs=1)], fence=fence)
         assert list(await scheduler.due(1e9)) == []
-        assert await scheduler.load() == [entry(last_due=10.0, next_due=20.0, total_runs=1, enabled=False)]
+        assert await scheduler.load() == [entry(last_due=10.0, next_due=10.0, total_runs=1, enabled=False)]
         await scheduler.close()
 
     asyncio.run(main())

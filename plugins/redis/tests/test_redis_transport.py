@@ -13,9 +13,10 @@ import pytest
 from servers.redis import RedisServer
 
 from umbel.errors import BrokerUnavailable, PublishRefused
-from umbel.model import Action, Delivery, Message, Settlement, dead_letter_queue
+from umbel.model import Action, Delivery, Message, Result, Settlement, dead_letter_queue
 from umbel.ports.transport import Credit
 from umbel_redis import advice
+from umbel_redis.result_store import RedisResultStore
 from umbel_redis.streams import Keys
 from umbel_redis.transport import RedisTransport, TransportOptions
 
@@ -344,6 +345,24 @@ def test_an_unsafe_server_is_told_of_once(
     assert "appendonly yes" in persistence
 
 
+def test_a_result_store_on_an_unsafe_server_is_told_of_once(
+    make_redis: Callable[..., RedisServer], caplog: pytest.LogCaptureFixture
+) -> None:
+    server = make_redis("appendonly no", "maxmemory 50mb", "maxmemory-policy allkeys-lru", 'save ""')
+
+    async def main() -> None:
+        for _ in range(2):
+            store = RedisResultStore(server.url)
+            await store.put([Result(task_id="a", state="SUCCESS", document=b"{}")])
+            await store.close()
+
+    with caplog.at_level(logging.WARNING, "umbel.redis"):
+        asyncio.run(main())
+    eviction, persistence = [record.getMessage() for record in caplog.records]
+    assert "it may delete results, locks and groups when memory runs short" in eviction
+    assert "its end loses all results, locks and groups" in persistence
+
+
 def test_a_safe_server_or_one_that_does_not_tell_is_not_told_of(
     make_redis: Callable[..., RedisServer], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -385,9 +404,9 @@ def test_a_full_server_refuses_what_is_new_and_can_be_emptied(make_redis: Callab
                     await transport.publish([message(str(sent), body=b"x" * 10_000)], timeout=5)
                     sent += 1
 
-            with pytest.raises(PublishRefused, match="memory"):
+            with pytest.raises(BrokerUnavailable, match="memory"):
                 await fill()
-            with pytest.raises(PublishRefused, match="memory"):
+            with pytest.raises(BrokerUnavailable, match="memory"):
                 transport.publish_blocking([message("blocking", body=b"x")], timeout=5)
             assert sent > 10
             for at in range(0, sent, 50):

@@ -1,4 +1,4 @@
-"""The laws of both ports, each test in a file of its own."""
+"""The laws of the three ports, each test in a file of its own."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from umbel.testing.contracts import ResultStoreContract, TransportContract
+from umbel.testing.contracts import ResultStoreContract, SchedulerContract, TransportContract
 from umbel_sqlite.result_store import SqliteResultStore
+from umbel_sqlite.scheduler import SqliteScheduler
 from umbel_sqlite.transport import SqliteTransport
 
 
@@ -32,3 +33,9 @@ class TestSqliteResultStore(ResultStoreContract):
     @pytest.fixture
     def make_store(self, tmp_path: Path) -> Callable[[], SqliteResultStore]:
         return lambda: SqliteResultStore(f"sqlite:///{tmp_path}/results.sqlite3")
+
+
+class TestSqliteScheduler(SchedulerContract):
+    @pytest.fixture
+    def make_scheduler(self, tmp_path: Path) -> Callable[[], SqliteScheduler]:
+        return lambda: SqliteScheduler(f"sqlite:///{tmp_path}/schedules.sqlite3")

@@ -10,8 +10,8 @@ import click
 
 from umbel.cli.output import count, emit, table
 from umbel.cli.session import Group, Session, json_option, pass_session, sentences
-from umbel.errors import UmbelError
-from umbel.settings.sources import masked
+from umbel.errors import SettingsError, UmbelError
+from umbel.settings.sources import mask, masked
 from umbel.settings.structure import json_schema
 
 if TYPE_CHECKING:
@@ -41,13 +41,16 @@ def show(session: Session, *, as_json: bool) -> None:
     Example:
       umbel -A tasks config show
     """
-    loaded = session.app().loaded
-    values = masked(loaded.settings)
+    app = session.app()
+    loaded = app.loaded
+    values, origins = masked(loaded.settings), dict(loaded.provenance)
+    if loaded.settings.scheduler.url is None:
+        values["scheduler.url"], origins["scheduler.url"] = _found_scheduler(app)
     if as_json:
-        settings = {key: {"value": value, "origin": loaded.provenance[key]} for key, value in values.items()}
+        settings = {key: {"value": value, "origin": origins[key]} for key, value in values.items()}
         emit({"file": loaded.file, "settings": settings})
         return
-    click.echo(table(("setting", "value", "from"), [(k, written(v), loaded.provenance[k]) for k, v in values.items()]))
+    click.echo(table(("setting", "value", "from"), [(k, written(v), origins[k]) for k, v in values.items()]))
 
 
 @command.command("check")
@@ -82,6 +85,15 @@ def schema() -> None:
     emit(json_schema())
 
 
+def _found_scheduler(app: Umbel) -> tuple[str | None, str]:
+    """Where schedules are kept that the settings give no place of their own, and which setting says so."""
+    try:
+        address = app.schedules.address()
+    except SettingsError:
+        return None, "default: neither [results] url nor [broker] url has a store for schedules"
+    return mask(address.url), f"default: as {address.origin}"
+
+
 def written(value: Any) -> str:
     """A setting's value much as a file has it."""
     return "not set" if value is None else json.dumps(value, ensure_ascii=False, default=str)
@@ -109,6 +121,9 @@ def _uses(app: Umbel) -> Iterator[Callable[[], object]]:
     if settings.results.url:
         yield app.make_result_store
         yield lambda: app.codec.serializer(settings.results.serializer)
+    if settings.schedules or settings.scheduler.url:
+        yield app.schedules.make_store
+        yield app.schedules.declared
     yield lambda: app.codec.serializer(settings.codec.serializer)
     for name in settings.codec.accept:
         yield lambda name=name: app.codec.serializer(name)  # type: ignore[misc]  # the default binds the loop's variable

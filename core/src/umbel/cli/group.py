@@ -16,11 +16,18 @@ from umbel.errors import SettingsError, UmbelError
 
 COMMANDS: Final[Mapping[str, str]] = {
     "worker": "Run tasks until stopped.",
+    "scheduler": "Send periodic tasks until stopped.",
+    "schedule": "List, make and change periodic tasks.",
     "call": "Send a task.",
     "result": "Show what became of a task.",
     "status": "Ask the running workers how they are.",
     "queues": "Count the messages in every queue.",
+    "revoke": "Let tasks not run: those of the ids, or of a name, or with a header.",
+    "revoked": "List what is revoked, as the result store keeps it.",
+    "limit": "Show or change the limits of tasks in the running workers.",
+    "workflow": "List, show, cancel or retry workflows.",
     "purge": "Delete the messages that wait in queues.",
+    "claims": "List what is claimed, or free it: keys of unique tasks, and locks.",
     "dead-letters": "List, show, replay or purge what could not be run.",
     "plugins": "List the installed plugins, or check them.",
     "config": "Show the settings, or check them.",

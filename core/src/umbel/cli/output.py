@@ -62,6 +62,11 @@ def emit(document: Any) -> None:
     click.echo(json.dumps(_plain(document), indent=2, ensure_ascii=False, default=str))
 
 
+def emit_line(document: Any) -> None:
+    """Print one JSON document in one line, at once: one of many."""
+    click.echo(json.dumps(_plain(document), ensure_ascii=False, default=str))
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)  # Infinity and NaN are no JSON

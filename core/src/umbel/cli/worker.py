@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args, get_origin, get_type_hints
 
 import attrs
 import click
 
-from umbel.cli.output import count, pairs
-from umbel.cli.session import Command, Session, pass_session
+from umbel.cli import first_process
+from umbel.cli.output import count, emit, pairs
+from umbel.cli.session import Command, Session, json_option, pass_session
 from umbel.settings.schema import WorkerSettings
 from umbel.settings.sources import mask
 from umbel.settings.structure import reference
@@ -35,6 +37,10 @@ def _worker_options(function: Callable[..., Any]) -> Callable[..., Any]:
         kind, default, help = described[name]
         if kind == "table":
             continue
+        if default == "false":  # to be switched on by its name alone
+            flag = f"--{name.replace('_', '-')}"
+            function = click.option(flag, name, flag_value="true", default=None, help=help)(function)
+            continue
         words = get_args(types[name]) if get_origin(types[name]) is Literal else ()
         function = click.option(
             *filter(None, [_LETTERS.get(name)]),
@@ -49,9 +55,17 @@ def _worker_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command("worker", cls=Command)
 @_worker_options
+@click.option(
+    "--graph",
+    type=click.Choice(["tree", "mermaid"]),
+    is_flag=False,
+    flag_value="tree",
+    help="Print the worker's steps, whose they are and in which order they start, and run nothing.",
+)
+@json_option
 @pass_session
 @click.pass_context
-def command(ctx: click.Context, session: Session, /, **options: str | None) -> None:
+def command(ctx: click.Context, session: Session, /, graph: str | None, as_json: bool, **options: str | None) -> None:
     """Run tasks until stopped.
 
     TERM or Ctrl-C stops the worker when what runs has ended, or --grace is over; a second one does not wait. What
@@ -61,15 +75,28 @@ def command(ctx: click.Context, session: Session, /, **options: str | None) -> N
     Examples:
       umbel -A tasks worker
       umbel -A tasks worker --queues default,mail --concurrency 4 --log-level debug
+      umbel -A tasks worker --graph
     """
+    if as_json and graph is None:
+        raise click.UsageError("--json prints what --graph shows: give both")
+    if graph is None and os.getpid() == 1:
+        first_process.serve_below()  # before the application may start a thread
     session.overrides.update({f"worker.{name}": value for name, value in options.items() if value is not None})
-    from umbel.worker.logs import log_to_stderr
+    from umbel.cli.graph import document, mermaid, nodes, tree
+    from umbel.worker.logs import start_log
 
     app = session.app(required=True)
-    log_to_stderr(app.settings.worker.log_level)
+    start_log(app)
     worker = app.worker()
+    if graph is not None:
+        steps = nodes(worker)
+        if as_json:
+            emit(document(worker, steps))
+        else:
+            click.echo(mermaid(steps) if graph == "mermaid" else tree(steps))
+        return
     click.echo(_banner(worker), err=True)
-    ctx.exit(worker.run())
+    ctx.exit(worker.run(last=True))
 
 
 def _banner(worker: Worker) -> str:

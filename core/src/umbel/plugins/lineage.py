@@ -12,7 +12,7 @@ from attrs import evolve, frozen
 from umbel.errors import UmbelError
 from umbel.markers import PROJECT
 from umbel.plugins import loader
-from umbel.plugins.kinds import COMPRESSOR, HOOK, POOL, RESULT_STORE, SERIALIZER, TRANSPORT, Kind, Source
+from umbel.plugins.kinds import COMPRESSOR, HOOK, POOL, RESULT_STORE, SCHEDULER, SERIALIZER, TRANSPORT, Kind, Source
 from umbel.plugins.manager import LOADER, PluginManager
 
 NAMING: Final[Mapping[str, Kind[Any]]] = {
@@ -23,6 +23,8 @@ NAMING: Final[Mapping[str, Kind[Any]]] = {
     "codec.accept": SERIALIZER,
     "codec.compression": COMPRESSOR,
     "codec.accept_compression": COMPRESSOR,
+    "results.accept_compression": COMPRESSOR,
+    "scheduler.url": SCHEDULER,
     "worker.pool": POOL,
     "plugins.hooks": HOOK,
     "tasks.*.serializer": SERIALIZER,

@@ -53,8 +53,9 @@ _FIRST_PARTY: Final = (
     *("amqp", "redis", "memory", "sqlite"),
     *("json", "pickle", "msgpack", "yaml"),
     *("zlib", "bzip2", "lzma", "brotli", "zstd"),
-    *("prefork", "threads", "solo"),
+    *("prefork", "asyncio", "gevent", "eventlet", "threads", "solo"),
     "celery",
+    *("health", "solar", "systemd"),
 )
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from umbel.ports.result_store import ResultStore
     from umbel.ports.scheduler import Scheduler
     from umbel.ports.serializer import Serializer
+    from umbel.ports.timetable import Timetable
     from umbel.ports.transport import Transport
 
 LOADER: Final = "entry-points"
@@ -226,6 +227,11 @@ class PluginManager:
         """Make the scheduler store for a URL. Otherwise as ``make_transport``."""
         return self._make(SCHEDULER, url, _url_arguments(options, clock))
 
+    def make_timetable(self, schedule: Mapping[str, Any]) -> Timetable | None:
+        """The timetable of a schedule; None where no plugin makes one of it. Raises what the plugin raises."""
+        made: Timetable | None = self._pluggy.hook.umbel_make_timetable(schedule=schedule)
+        return made
+
     def make_serializer(self, name: str | Serializer | type[Serializer]) -> Serializer:
         """Make the serializer of that name. Otherwise as ``make_transport``."""
         return self._make(SERIALIZER, name, self._own_options(name))
@@ -296,11 +302,15 @@ class PluginManager:
 
         Raises ``PluginBroken`` naming the plugin that raised, or that returned something other than a sequence or None.
         """
-        together: list[Any] = []
+        return [one for _, one in self.contributed(hook_name, **given)]
+
+    def contributed(self, hook_name: str, **given: Any) -> list[tuple[str, Any]]:
+        """``contributions``, each with the name of the plugin that it is of. Raises as that does."""
+        together: list[tuple[str, Any]] = []
         for plugin, contributed in self._contribute(hook_name, given):
             if isinstance(contributed, str) or not isinstance(contributed, Sequence | None):
                 raise PluginBroken(f"plugin {plugin!r} returned {contributed!r} from {hook_name}, not a list")
-            together.extend(contributed or ())
+            together.extend((plugin, one) for one in contributed or ())
         return together
 
     def configure(self, app: Umbel) -> None:

@@ -17,7 +17,10 @@ from umbel.model import Completion, Job
 from umbel.ports.options import NoOptions
 
 Upcall = Callable[[str, Any], Any]
-"""``upcall(verb, payload) -> reply``: how running code asks its worker to do I/O. Blocks the calling thread."""
+"""``upcall(verb, payload) -> reply``: how running code asks its worker to do I/O. Blocks the calling thread.
+
+It may have an attribute ``awaitable``, a function of the same parameters for code on an event loop, which goes on meanwhile.
+"""
 
 
 class Executor(Protocol):
@@ -27,6 +30,27 @@ class Executor(Protocol):
         """Run one job's payload to its end and return the plain data of ``Completion.payload``.
 
         Catches whatever user code raises, except ``SystemExit`` and ``KeyboardInterrupt``.
+        """
+        ...
+
+
+class AsyncExecutor(Executor, Protocol):
+    """An executor that knows of coroutines. Pools look for its methods, and do without where there are none."""
+
+    def interrupt_thread(self, thread: int, exception: type[BaseException]) -> bool:
+        """Raise ``exception`` in the job of that thread, which waits on an event loop that the executor has made there.
+
+        False if it does not: then the pool raises it in the thread. From any thread, and from signal handlers of that one.
+        """
+        ...
+
+    def awaits(self, payload: tuple[Any, ...]) -> bool:
+        """Whether this job is one for ``aexecute``. Quick, and told by what lies open in the payload."""
+        ...
+
+    async def aexecute(self, payload: tuple[Any, ...]) -> tuple[Any, ...]:
+        """As ``execute``, on the running loop. An interruption is raised as ``CancelledError`` that is also
+        ``SoftTimeLimitExceeded`` or ``TaskCancelled``.
         """
         ...
 
@@ -125,6 +149,14 @@ class Pool(ABC):
         that this is on its way: a job that ends in the same moment, or whose executor catches the exception, is DONE.
         False if the job has ended already or the pool cannot (capability ``cancel_running``).
         """
+
+    def limit(self, job_id: int, *, time_limit: float | None, soft_time_limit: float | None) -> bool:
+        """Give a job that is here other limits, whether it waits or runs. Never blocks.
+
+        Both count from its start, so one that has passed already is acted on at once; None: no limit. True if they are in
+        force; False if the job is not here, or the pool cannot.
+        """
+        return False
 
     @abstractmethod
     async def resize(self, concurrency: int) -> None:

@@ -41,8 +41,8 @@ class ResultStore(ABC):
         """Store ``results``, each replacing the record of its task, and wake whoever waits for it.
 
         A record in a final state never changes again: a later put for that task is silently ignored (a duplicate
-        delivery is harmless). Several of one task in one call are as if put one after the other: the first final one
-        stays, else the last (``surviving``).
+        delivery is harmless). Nor does a passing state replace one of a higher ``Result.order``: what arrives late tells
+        nothing new. Several of one task in one call are as if put one after the other (``surviving``).
 
         Raises ``ResultStoreUnavailable``; then some may have been stored, and the call may be repeated. Raises
         ``ResultRefused`` where a record can never be stored; then some of the others may have been, and each is worth a call
@@ -51,14 +51,18 @@ class ResultStore(ABC):
 
     @abstractmethod
     async def get(self, task_ids: Sequence[str]) -> Mapping[str, Result]:
-        """The records of those tasks that have one, ``expires`` as it was put. Raises ``ResultStoreUnavailable``."""
+        """The records of those tasks that have one, ``expires`` as it was put.
+
+        Raises ``ResultStoreUnavailable``; ``DecodeError`` for a record that another program wrote in a form that is not read.
+        """
 
     @abstractmethod
     async def wait(self, task_id: str) -> Result:
         """Wait, without a bound, for the final record of a task. Cancel the call to stop waiting.
 
         Any number of calls may wait at once; together they use one subscription or one poll a process, never one for
-        each task. A lost connection is mended inside. The record may have been stored before the call.
+        each task. A lost connection is mended inside. The record may have been stored before the call. Raises ``DecodeError``
+        as ``get``.
         """
 
     @abstractmethod
@@ -71,12 +75,17 @@ class ResultStore(ABC):
 
 
 def surviving(results: Sequence[Result]) -> list[Result]:
-    """What is left of one call of ``put``: one record for each task, the first final one, else the last."""
+    """What is left of one call of ``put``: one record for each task, the first final one, else the last of highest order."""
     latest: dict[str, Result] = {}
     for result in results:
-        if (known := latest.get(result.task_id)) is None or not known.final:
+        if (known := latest.get(result.task_id)) is None or replaces(result, known):
             latest[result.task_id] = result
     return list(latest.values())
+
+
+def replaces(result: Result, known: Result) -> bool:
+    """Whether ``result`` takes the place of the record ``known`` of the same task."""
+    return not known.final and (result.final or result.order >= known.order)
 
 
 @frozen(kw_only=True)
@@ -139,8 +148,11 @@ class ClaimStore(ABC):
         """
 
     @abstractmethod
-    async def release(self, name: str, owner: str) -> bool:
-        """Give ``name`` up. False if ``owner`` does not hold it."""
+    async def release(self, name: str, owner: str, *, value: bytes | None = None) -> bool:
+        """Give ``name`` up. False, with nothing changed, if ``owner`` does not hold it, or with another value than ``value``.
+
+        ``value`` None: with whatever value.
+        """
 
     @abstractmethod
     async def claims(self, prefix: str = "") -> Sequence[Lease]:

@@ -14,6 +14,8 @@ class Step:
     name: ClassVar[str]
     requires: ClassVar[tuple[str, ...]] = ()
     """Names of steps that must run before this one starts and until it has stopped."""
+    before: ClassVar[tuple[str, ...]] = ()
+    """Names of steps that start after this one and stop before it, where they are there: the same, asked from below."""
 
     async def start(self, worker: Worker) -> None:
         """Become ready. An exception stops the worker, with the steps started so far stopped in reverse."""

@@ -14,7 +14,15 @@ from typing import Any, Final, Literal, Union, get_args, get_origin
 
 from attrs import NOTHING, Attribute, Factory, field, frozen, has
 
-from umbel.settings.units import DURATION_PATTERN, SIZE_PATTERN, Bytes, Seconds, format_seconds, parse_rate
+from umbel.settings.units import (
+    DURATION_PATTERN,
+    SIZE_PATTERN,
+    Bytes,
+    Seconds,
+    format_seconds,
+    parse_rate,
+    parse_unique,
+)
 
 # --- types as people and JSON Schema read them ----------------------------------------------------
 
@@ -125,6 +133,15 @@ def _timezone(name: str) -> None:
         ) from None
 
 
+def _moment(text: str) -> None:
+    from datetime import datetime
+
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError('must be a moment such as "2026-03-01T08:00" or "2026-03-01T08:00+09:00"') from None
+
+
 def setting(
     default: Any,
     help: str,
@@ -196,7 +213,26 @@ class ResultSettings:
     )
     serializer: str = setting("json", "Serializer plugin for stored results.")
     extended: bool = setting(False, "Store the task's name, arguments, worker, retries and queue with its result.")
+    track: Literal["end", "start", "submit"] = setting(
+        "end",
+        "From where on a task has a record: from its end or first retry, its start (STARTED), or from sending on (PENDING too); "
+        'with "submit", a task without one is UNKNOWN.',
+    )
+    accept_compression: tuple[str, ...] = setting(
+        (), "Compressor plugins for results that another program has compressed (Celery's result_compression)."
+    )
     options: Mapping[str, Any] = setting(dict, "Options of the result store plugin, named in its own reference.")
+
+
+@frozen(kw_only=True)
+class UniqueSettings:
+    """Unique tasks and locks, which live in the result store."""
+
+    lease: Seconds = setting(15.0, "How long a key stays taken by a running task whose worker is gone.", gt=0)
+    bound: Seconds = setting(
+        86400.0, "How long a key stays taken by a message that waits; longer where the message expires later.", gt=0
+    )
+    lock_lease: Seconds = setting(30.0, "How long a lock stays with a holder that is gone.", gt=0)
 
 
 @frozen(kw_only=True)
@@ -249,6 +285,11 @@ class TaskSettings:
     time_limit: Seconds | None = setting(None, "Time after which the running task is killed.", gt=0)
     soft_time_limit: Seconds | None = setting(None, "Time after which SoftTimeLimitExceeded is raised in it.", gt=0)
     rate_limit: str | None = setting(None, 'Most starts in a time for each worker, such as "100/m".', check=parse_rate)
+    rate_limit_scope: Literal["worker", "fleet"] | None = setting(
+        None, 'Whose starts rate_limit counts: those of each "worker", or of the whole "fleet".'
+    )
+    concurrency_limit: int | None = setting(None, "Most calls that run at once in the whole fleet, for each key.", ge=1)
+    concurrency_key: str | None = setting(None, 'Key of concurrency_limit from the arguments, such as "{tenant}".')
     expires: Seconds | None = setting(None, "Age at which a message of the task is no longer worth running.", gt=0)
     priority: int | None = setting(None, "Priority of the task's messages: 0 to 9, higher is sooner.", ge=0, le=9)
     max_deliveries: int | None = setting(
@@ -258,9 +299,33 @@ class TaskSettings:
         None, "Send final failures to the dead letters too, from where they can be replayed."
     )
     track_started: bool | None = setting(None, "Store the state STARTED when the task starts.")
+    unique: str | None = setting(
+        None,
+        'Of calls with one key, let one at most wait ("until_start"), wait or run ("until_done"), or be sent in a time ("10m").',
+        check=parse_unique,
+    )
+    unique_key: str | None = setting(None, 'The key, made of the arguments, such as "{user_id}"; not set: all of them.')
+    on_conflict: Literal["drop", "return", "replace", "raise"] | None = setting(
+        None, "What becomes of a call whose key is taken: it, or the other one if that has not been taken on."
+    )
+    debounce: Seconds | None = setting(
+        None, "Time without a further call of the same key after which the last one runs, in place of all.", gt=0
+    )
+    debounce_max: Seconds | None = setting(
+        None, "Time after the first call by which a debounced one runs all the same.", gt=0
+    )
+    throttle: Seconds | None = setting(None, "Time in which one call of a key runs at most.", gt=0)
+    throttle_edge: Literal["leading", "trailing"] | None = setting(
+        None, 'Which one: the first at once ("leading"), or the last at the end of that time ("trailing").'
+    )
+    cancel: Literal["raise", "flag"] | None = setting(
+        None, 'Cancelled while it runs: "raise" TaskCancelled in it, or only "flag" it for request.cancelled().'
+    )
 
     def __attrs_post_init__(self) -> None:
         """Refuse combinations that cannot work."""
+        if len(ways := [name for name in ("unique", "debounce", "throttle") if getattr(self, name) is not None]) > 1:
+            raise ValueError(f"{' and '.join(ways)} are different ways to be unique; give one of them")
         for shorter, longer in (("soft_time_limit", "time_limit"), ("retry_backoff", "retry_backoff_max")):
             low, high = getattr(self, shorter), getattr(self, longer)
             if low is not None and high is not None and low > high:
@@ -276,8 +341,25 @@ class ScheduleSettings:
 
     task: str = setting(NOTHING, "Name of the task to send.", check=_filled)
     crontab: str | None = setting(None, 'When to send it: minute, hour, day, month, weekday, such as "0 3 * * *".')
-    every: Seconds | None = setting(None, "Time from one sending to the next.", gt=0)
-    timezone: str | None = setting(None, "Time zone of crontab, if not the application's own.", check=_timezone)
+    every: Seconds | None = setting(
+        None, "Time from one sending to the next; counted from start, else from 1970.", gt=0
+    )
+    at: tuple[str, ...] = setting((), 'Moments at which to send it, such as "2026-03-01T08:00".')
+    when: Mapping[str, Any] = setting(dict, 'What a hook makes a timetable of, such as {solar = "sunset", …}.')
+    timezone: str | None = setting(
+        None, "Time zone of crontab and of moments without an offset, if not the application's own.", check=_timezone
+    )
+    jitter: Seconds = setting(0.0, "Most that a sending is put off; by how much is drawn from its name and time.")
+    overlap: Literal["allow", "skip", "queue", "cancel_old"] = setting(
+        "allow", "What to do with a run while the earlier one has not ended."
+    )
+    catch_up: Literal["none", "one", "all"] = setting(
+        "one", "Which of the due times to send that passed while no scheduler ran: none, the last one, or all."
+    )
+    catch_up_within: Seconds | None = setting(None, "Age from which a due time is passed over; not set: see catch_up.")
+    start: str | None = setting(None, 'Moment before which it is not sent, such as "2026-03-01".', check=_moment)
+    end: str | None = setting(None, "Moment after which it is not sent.", check=_moment)
+    max_runs: int | None = setting(None, "Runs after which it is not sent any more.", ge=1)
     args: tuple[Any, ...] = setting((), "Positional arguments of the task.")
     kwargs: Mapping[str, Any] = setting(dict, "Keyword arguments of the task.")
     options: Mapping[str, Any] = setting(dict, "Options of the sending, as for apply_async: queue, priority, expires.")
@@ -285,8 +367,24 @@ class ScheduleSettings:
 
     def __attrs_post_init__(self) -> None:
         """Refuse an entry that nothing or two things would trigger."""
-        if (self.crontab is None) == (self.every is None):
-            raise ValueError("needs either crontab or every, and not both")
+        said = [name for name in ("crontab", "every", "at", "when") if getattr(self, name)]
+        if len(said) != 1:
+            raise ValueError(f"needs one of crontab, every, at or when, and has {' and '.join(said) or 'none'}")
+
+
+@frozen(kw_only=True)
+class SchedulerSettings:
+    """Where periodic tasks are kept, and who sends them."""
+
+    url: str | None = setting(
+        None,
+        "Address of the scheduler store; not set: that of the results if a plugin keeps schedules there, else the broker's.",
+        check=_filled,
+    )
+    lease: Seconds = setting(6.0, "How long the leading scheduler stays so without being heard of.", ge=0.5)
+    poll: Seconds = setting(0.5, "Time within which a change of an entry is noticed.", gt=0)
+    remember: Seconds = setting(3600.0, "Time for which a worker knows a run from a second message of it.", gt=0)
+    options: Mapping[str, Any] = setting(dict, "Options of the scheduler store's plugin, named in its own reference.")
 
 
 @frozen(kw_only=True)
@@ -294,11 +392,20 @@ class WorkerSettings:
     """A worker process."""
 
     pool: str = setting("prefork", "Pool plugin that runs the tasks.")
-    concurrency: int | None = setting(None, "Tasks that run at once; not set: the number of CPUs.", ge=1)
+    concurrency: int | None = setting(
+        None, "Tasks that run at once; not set: as many for each CPU as the pool declares.", ge=1
+    )
+    autoscale_min: int | None = setting(None, "Fewest tasks that run at once, with autoscale_max; not set: 1.", ge=1)
+    autoscale_max: int | None = setting(
+        None, "Most tasks that run at once where the worker chooses by what waits; not set: concurrency, always.", ge=1
+    )
+    autoscale_idle: Seconds = setting(30.0, "Time of too many slots after which the worker takes some away.", gt=0)
     queues: tuple[str, ...] = setting((), "Queues to consume; none: the default queue.")
     name: str | None = setting(None, "Name of the worker among all; not set: made of the host and the process.")
     prefetch: int | None = setting(None, "Most deliveries held at once; not set: measured.", ge=1)
     grace: Seconds = setting(25.0, "Time that running tasks have to end when the worker is stopped.")
+    with_scheduler: bool = setting(False, "Run a scheduler too; of any number that run, one leads.")
+    control: bool = setting(True, "Listen to remote control (umbel status, revoke), where the broker has a broadcast.")
     max_tasks_per_child: int | None = setting(None, "Tasks after which a child is replaced.", ge=1)
     max_memory_per_child: Bytes | None = setting(None, "Resident memory at which a child is replaced.", ge=1)
     start_timeout: Seconds = setting(60.0, "Time in which a child must have imported the application.", gt=0)
@@ -308,6 +415,29 @@ class WorkerSettings:
     watchdog: Seconds = setting(30.0, "Longest silence of the broker before the session is rebuilt.", gt=0)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = setting("INFO", "Least level that is logged.")
     pool_options: Mapping[str, Any] = setting(dict, "Options of the pool plugin, named in its own reference.")
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse bounds of autoscaling that leave no room."""
+        least, most, first = self.autoscale_min, self.autoscale_max, self.concurrency
+        if most is None:
+            if least is not None:
+                raise ValueError("autoscale_min says nothing without autoscale_max; give that too, or take it away")
+        elif (least or 1) > most:
+            raise ValueError(f"autoscale_min ({least}) is more than autoscale_max ({most}); change one of them")
+        elif first is not None and not (least or 1) <= first <= most:
+            raise ValueError(
+                f"concurrency ({first}), with which the worker starts, is not from {least or 1} to {most}, the bounds of its "
+                "autoscaling; take it away, or change autoscale_min or autoscale_max"
+            )
+
+
+@frozen(kw_only=True)
+class WorkflowSettings:
+    """Groups, chords, and whatever else is joined."""
+
+    expires: Seconds = setting(
+        604800.0, "Time without news after which a workflow is forgotten, be it over or not.", gt=0
+    )
 
 
 @frozen(kw_only=True)
@@ -331,11 +461,14 @@ class Settings:
     timezone: str = setting("UTC", "Time zone of schedules and of shown times.", check=_timezone)
     broker: BrokerSettings = setting(BrokerSettings, "Where messages travel.")
     results: ResultSettings = setting(ResultSettings, "Where results are kept.")
+    unique: UniqueSettings = setting(UniqueSettings, "Unique tasks and locks, which live in the result store.")
     codec: CodecSettings = setting(CodecSettings, "How message bodies are written, and what is read.")
     queues: Mapping[str, QueueSettings] = setting(dict, "Queues that need more than a name.")
     tasks: Mapping[str, TaskSettings] = setting(dict, "Options of tasks, by name or by glob.", each="NAME OR GLOB")
     schedules: Mapping[str, ScheduleSettings] = setting(dict, "Periodic tasks, by a name of your choice.")
+    scheduler: SchedulerSettings = setting(SchedulerSettings, "Where periodic tasks are kept, and who sends them.")
     worker: WorkerSettings = setting(WorkerSettings, "A worker process.")
+    workflows: WorkflowSettings = setting(WorkflowSettings, "Groups, chords, and whatever else is joined.")
     plugins: PluginSettings = setting(PluginSettings, "Which plugins take part.")
 
     def __attrs_post_init__(self) -> None:
@@ -348,7 +481,7 @@ class Settings:
             codec.serializer,
             codec.compression,
         }
-        named |= {*codec.accept, *codec.accept_compression}
+        named |= {*codec.accept, *codec.accept_compression, *self.results.accept_compression}
         named |= {name for task in tasks for name in (task.serializer, task.compression)}
         if unread := [name for name in self.plugins.options if name not in named]:
             raise ValueError(

@@ -50,6 +50,16 @@ def parse_rate(text: str) -> float:
     return float(match[1]) / _RATES[match[2]]
 
 
+def parse_unique(text: str) -> str | float:
+    """``until_start``, ``until_done``, or the seconds of a duration. Raises ``ValueError`` for any other form."""
+    if text in ("until_start", "until_done"):
+        return text
+    try:
+        return parse_seconds(text)
+    except ValueError:
+        raise ValueError('must be "until_start", "until_done" or a duration such as "10m"') from None
+
+
 def format_seconds(seconds: float) -> str:
     """The shortest way to write a duration: 86400 is "1d"."""
     for unit in ("d", "h", "m"):

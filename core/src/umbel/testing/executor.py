@@ -6,22 +6,35 @@ import asyncio
 import os
 import threading
 import time
-from typing import Any
+from typing import Any, NoReturn, cast
 
 from umbel.errors import SoftTimeLimitExceeded, TaskCancelled
+from umbel.worker.own_loop import OwnLoop
 
 LONGEST = 30.0
 """Seconds after which no job runs any more, whatever happens to its law."""
 
 
 class KitExecutor:
-    """Runs the method that the payload names. What interrupts a job passes through, unless the method catches it."""
+    """Runs the method that the payload names. What interrupts a job passes through, unless the method catches it.
+
+    Methods ``a_…`` are coroutines: awaited where the pool has a loop, else run on a loop of their own thread.
+    """
 
     def __init__(self, upcall: Any) -> None:
         self.upcall = upcall
 
     def execute(self, payload: tuple[Any, ...]) -> tuple[Any, ...]:
-        done: tuple[Any, ...] = getattr(self, payload[0])(*payload[1:])
+        done = getattr(self, payload[0])(*payload[1:])
+        if asyncio.iscoroutine(done):
+            done = OwnLoop().run(done)
+        return cast("tuple[Any, ...]", done)
+
+    def awaits(self, payload: tuple[Any, ...]) -> bool:
+        return str(payload[0]).startswith("a_")
+
+    async def aexecute(self, payload: tuple[Any, ...]) -> tuple[Any, ...]:
+        done: tuple[Any, ...] = await getattr(self, payload[0])(*payload[1:])
         return done
 
     def echo(self, value: Any = None) -> tuple[Any, ...]:
@@ -74,13 +87,35 @@ class KitExecutor:
         except Exception as error:
             return ("refused", type(error).__name__, str(error))
 
+    async def a_echo(self, value: Any = None) -> tuple[Any, ...]:
+        await asyncio.sleep(0)
+        return ("echo", value)
+
+    async def a_ask(self, verb: str, value: Any) -> tuple[Any, ...]:
+        ask = getattr(self.upcall, "awaitable", None)
+        try:
+            return ("answer", await ask(verb, value) if ask else self.upcall(verb, value))
+        except Exception as error:
+            return ("refused", type(error).__name__, str(error))
+
+    async def a_wait(self, gate: str) -> tuple[Any, ...]:
+        """As ``wait``."""
+        await self.a_ask("started", gate)
+        end = time.monotonic() + LONGEST
+        while not (await self.a_ask("open?", gate))[1] and time.monotonic() < end:  # noqa: ASYNC110  # its gate is elsewhere
+            await asyncio.sleep(0.002)
+        return ("waited", gate)
+
+    async def a_crash(self) -> NoReturn:
+        self.crash()
+
     def exit(self, code: int) -> tuple[Any, ...]:
         raise SystemExit(code)
 
     def interrupt(self) -> tuple[Any, ...]:
         raise KeyboardInterrupt
 
-    def crash(self) -> tuple[Any, ...]:
+    def crash(self) -> NoReturn:
         """Die as by a segmentation fault. Only where the pool is isolated."""
         os.abort()
 

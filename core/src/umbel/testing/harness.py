@@ -25,7 +25,7 @@ from umbel import protocol
 from umbel.errors import PluginNotFound, UmbelError
 from umbel.markers import hookimpl
 from umbel.model import Action, Message, Settlement
-from umbel.plugins.kinds import POOL, RESULT_STORE, TRANSPORT
+from umbel.plugins.kinds import POOL, RESULT_STORE, SCHEDULER, TRANSPORT
 from umbel.plugins.loader import load_driver
 from umbel.ports.clock import Clock, VirtualClock
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from umbel.app import Umbel
     from umbel.ports.pool import Pool
     from umbel.ports.result_store import ResultStore
+    from umbel.ports.scheduler import Scheduler
     from umbel.ports.transport import Transport
     from umbel.task import Task
     from umbel.worker.worker import Worker
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 SETTINGS: Final[Mapping[str, Any]] = {
     # A lease tells the living from the dead, by a clock that a test moves past any lease; here nobody dies alone.
     "broker.lease": 100 * 365 * 86_400.0,
+    "unique.lease": 100 * 365 * 86_400.0,
+    "unique.lock_lease": 100 * 365 * 86_400.0,
     "worker.grace": 5.0,
     # A test looks at results after the time that it has let pass.
     "results.expires": "never",
@@ -102,6 +105,11 @@ class Harness:
     def umbel_make_result_store(self, clock: Clock) -> ResultStore:
         store: ResultStore = self._store(self._url, clock=clock)
         return store
+
+    @hookimpl(tryfirst=True)
+    def umbel_make_scheduler(self, clock: Clock) -> Scheduler:
+        scheduler, _ = load_driver(SCHEDULER, "memory")
+        return scheduler(self._url, clock=clock)
 
     @hookimpl(tryfirst=True)
     def umbel_make_pool(self) -> Pool:

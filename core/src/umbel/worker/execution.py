@@ -5,38 +5,36 @@
 
 from __future__ import annotations
 
-import contextvars
-import inspect
 import logging
 import os
-import threading
 import time
-import traceback as tracebacks
-from asyncio import base_events, runners
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from umbel import errors, protocol
+from umbel import errors, protocol, unique
 from umbel import task as task_module
 from umbel.app import Umbel
-from umbel.errors import DecodeError, EncodeError, Ignore, Reject, Retry, SoftTimeLimitExceeded, TaskCancelled
+from umbel.errors import DecodeError, EncodeError, Ignore, Reject, Replaced, Retry, TaskCancelled
 from umbel.finding import find_app
-from umbel.gateway import UplinkGateway
-from umbel.model import Message, Outcome, Result, State, Verdict
+from umbel.model import Message, Outcome, Result, State, Verdict, make_outcome
+from umbel.ports import interruption
 from umbel.ports.pool import Upcall
-from umbel.protocol import Invocation
+from umbel.protocol import NO_EMBED, Invocation
 from umbel.shared import live_app
-from umbel.task import Request, Task, _current, typing_of_tasks
-from umbel.worker import followups
-from umbel.worker.logs import log_to_stderr
+from umbel.task import Request, Task, _current, make_request, typing_of_tasks
+from umbel.unique import HEADER as UNIQUE
+from umbel.uplink import UplinkGateway
+from umbel.worker import attempts, causes, coroutines, followups, own_loop
+from umbel.worker.builtins import builtin
+from umbel.worker.coroutines import Coroutines
+from umbel.worker.forwarding import forwarded
+from umbel.worker.logs import start_log
 from umbel.worker.outcomes import Records
-from umbel.worker.own_loop import OwnLoop
 
 logger = logging.getLogger("umbel.task")
 
 Payload = tuple[str, tuple[Any, ...], str, int, str]
-"""What a job carries: mode (``run``, or the verdict to conclude with), message, queue, delivery count, detail."""
+"""What a job carries: mode (``run``, ``key``, or the verdict to conclude with), message, queue, delivery count, detail."""
 
 _CONCLUSIONS: Mapping[str, tuple[Verdict, type[errors.UmbelError]]] = {
     Verdict.LOST.value: (Verdict.LOST, errors.WorkerLost),
@@ -53,7 +51,7 @@ def _load(app: str | None, token: int, pid: int, command_line: Mapping[str, Any]
             found.configure(file=file, command_line=command_line)
     found.load_tasks()
     if os.getpid() != pid:
-        log_to_stderr(found.settings.worker.log_level)
+        start_log(found)
     return found
 
 
@@ -92,21 +90,18 @@ def preload(
 make_executor.preload = preload  # type: ignore[attr-defined]  # what a fork server looks for
 
 
-class TaskExecutor:
+class TaskExecutor(Coroutines):
     """Runs jobs of one app. Thread-safe."""
 
     def __init__(self, app: Umbel, hostname: str) -> None:
         self._app = app
         self._hostname = hostname
         self._records = Records(app, hostname)
+        self._tells = app.settings.results.track != "end" and self._records.kept
         self._timezone = app.timezone
         self._before = app.plugins.observer("umbel_before_task")
         self._after = app.plugins.observer("umbel_after_task")
-        self._threads = threading.local()
-        call: Callable[[Request], Any] = self._call
-        for middleware in reversed([*app.middleware, *app.plugins.contributions("umbel_add_middleware", app=app)]):
-            call = partial(middleware, call)
-        self._wrapped = call
+        self._compose([*app.middleware, *app.plugins.contributions("umbel_add_middleware", app=app)])
         if started := app.plugins.observer("umbel_child_started"):
             started(app=app)
 
@@ -120,6 +115,8 @@ class TaskExecutor:
         try:
             if mode == "run":
                 outcome = self._run(message, queue, count, started)
+            elif mode == "key":
+                outcome = self._forward(message, queue)
             else:
                 outcome = self._conclude(message, queue, count, *_CONCLUSIONS[mode], detail)
         except TaskCancelled:
@@ -127,9 +124,12 @@ class TaskExecutor:
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as exc:  # the soft limit, or a fault, while the outcome was being written
-            logger.exception("task %s[%s]: its outcome could not be written", message.task, message.id)
-            outcome = self._records.ended(Verdict.FAILURE, message, exc, detail=_line(exc))
-        return outcome.to_plain()
+            outcome = self._unwritten(message, exc)
+        return self._records.to_plain(outcome, message)
+
+    def _unwritten(self, message: Message, exc: BaseException) -> Outcome:
+        logger.exception("task %s[%s]: its outcome could not be written", message.task, message.id)
+        return self._records.ended(Verdict.FAILURE, message, exc, detail=causes.line(exc))
 
     # --- steps ---
 
@@ -138,10 +138,16 @@ class TaskExecutor:
         return protocol.read_invocation(message.headers, body, self._timezone)
 
     def _find(self, invocation: Invocation) -> Task[..., Any]:
-        followups.check_supported(invocation.embed)
-        return self._app.tasks[invocation.task]
+        followups.check_supported(invocation.embed, chords_kept=self._app.chords is not None)
+        try:
+            return self._app.tasks[invocation.task]
+        except errors.UnknownTask:
+            if (found := builtin(self._app, invocation.task)) is None:
+                raise
+            return found
 
-    def _run(self, message: Message, queue: str, count: int, started: float) -> Outcome:
+    def _open(self, message: Message, queue: str, count: int) -> Request | Outcome:
+        """What is to be called; or the outcome of what is not."""
         try:
             invocation = self._read(message)
         except DecodeError as exc:
@@ -151,42 +157,48 @@ class TaskExecutor:
         except (DecodeError, errors.UnknownTask) as exc:
             verdict = Verdict.UNREADABLE if isinstance(exc, DecodeError) else Verdict.UNKNOWN_TASK
             return self._records.ended(verdict, message, exc, invocation=invocation)
-        request = Request(
-            task=task, invocation=invocation, message=message, delivery_count=count, hostname=self._hostname
-        )
+        request = make_request(task, invocation, message, count, self._hostname, time.monotonic())
         if invocation.eta is not None and (wait := invocation.eta - self._app.clock.time()) > protocol.EARLY:
             return Outcome(verdict=Verdict.RETURNED, task_id=request.id, task=task.name, delay=wait)
         if invocation.expires is not None and self._app.clock.time() > invocation.expires:
             return self._finish(request, queue, Verdict.EXPIRED, State.REVOKED, errors.TaskRevoked("expired"))
-        if task.options.track_started:
-            self._track(request)
+        return request
+
+    def _run(self, message: Message, queue: str, count: int, started: float) -> Outcome:
+        request = self._open(message, queue, count)
+        if isinstance(request, Outcome):
+            return request
+        if self._tells or request.task.options.track_started or UNIQUE in message.headers:
+            self._begin(request)
         token = _current.set(request)
         try:
             if self._before:
                 self._before(request=request)
-            outcome = self._attempt(request, queue, started)
+            outcome = self._attempt(request, queue, started, self._wrapped)
             if self._after:
                 self._after(request=request, outcome=outcome)
         finally:
             _current.reset(token)
         return outcome
 
-    def _attempt(self, request: Request, queue: str, started: float) -> Outcome:
+    def _attempt(self, request: Request, queue: str, started: float, call: Callable[[Request], Any]) -> Outcome:
         """Call the task; every branch makes one outcome."""
         task = request.task
         try:
-            value = self._wrapped(request)
+            value = call(request)
             outcome = self._succeeded(request, queue, value, time.monotonic() - started)
             self._handle(task, "on_success", value, request.id, request.args, request.kwargs)
             return outcome
         except Retry as exc:
             return self._retried(request, queue, exc.delay, exc.cause or exc)
+        except Replaced as exc:
+            return self._replaced(request, exc.canvas)
         except Ignore:
             return Outcome(verdict=Verdict.IGNORED, task_id=request.id, task=task.name)
         except Reject as exc:
             verdict = Verdict.REQUEUED if exc.requeue else Verdict.REJECTED
             if exc.requeue:
-                return Outcome(verdict=verdict, task_id=request.id, task=task.name, detail=_text(exc.reason))
+                return Outcome(verdict=verdict, task_id=request.id, task=task.name, detail=causes.text(exc.reason))
             return self._failed(request, queue, exc, verdict)
         except TaskCancelled:
             return Outcome(verdict=Verdict.CANCELLED, task_id=request.id, task=task.name)
@@ -200,26 +212,12 @@ class TaskExecutor:
                 return self._retried(request, queue, task.backoff(request.retries), exc)
             return self._failed(request, queue, exc)
 
-    def _call(self, request: Request) -> Any:
-        """The innermost call: arguments as annotated, then the function, on an event loop if it is ``async``."""
+    def _invoke(self, request: Request) -> Any:
+        """The innermost call: arguments as annotated, then the function; the coroutine of one that is ``async``."""
         task, args, kwargs = request.task, request.args, request.kwargs
         if task.options.typed:
             args, kwargs = typing_of_tasks().structure_arguments(task.run, task.bind, args, kwargs)
-        value = task(*args, **kwargs)
-        return self._await(value) if inspect.iscoroutine(value) else value
-
-    def _await(self, coroutine: Any) -> Any:
-        """Run a coroutine on this thread's own loop, which lives as long as the thread."""
-        own: OwnLoop | None = getattr(self._threads, "loop", None)
-        if own is None:
-            own = self._threads.loop = OwnLoop()
-        try:
-            return own.runner.run(coroutine, context=contextvars.copy_context())
-        except (SoftTimeLimitExceeded, TaskCancelled):
-            # The interruption may have struck the loop itself and left the task half done: cancel it, drop the loop.
-            self._threads.loop = None
-            own.runner.close()
-            raise
+        return task(*args, **kwargs)
 
     # --- ends ---
 
@@ -228,25 +226,19 @@ class TaskExecutor:
         plain = value
         if task.options.typed:
             plain = typing_of_tasks().unstructure(value, f"the result of task {task.name!r}")
-        messages = followups.on_success(self._app, request, plain)
-        children = (*request.children, *(m.id for m in messages))
+        messages = () if request.invocation.embed is NO_EMBED else followups.on_success(self._app, request, plain)
+        children = (*request.children, *[m.id for m in messages]) if messages or request.children else ()
         try:
             results = self._record(request, queue, State.SUCCESS, plain, children=children)
         except EncodeError as exc:
             raise EncodeError(f"the result of task {task.name!r} cannot be stored: {exc}") from exc
-        return Outcome(
-            verdict=Verdict.SUCCESS,
-            task_id=request.id,
-            task=task.name,
-            results=results,
-            follow_ups=tuple(messages),
-            runtime=runtime,
-        )
+        return make_outcome(Verdict.SUCCESS, request.id, task.name, results, tuple(messages), "", None, runtime)
 
     def _retried(self, request: Request, queue: str, delay: float, exc: BaseException) -> Outcome:
-        text = _format(exc)
+        text = causes.format_exception(exc, _OWN_FILES)
         due = self._app.clock.time() + delay if delay > 0 else None
         again = followups.retry_message(request.message, request.invocation, queue, due, self._app)
+        again = attempts.noted(again, attempts.history(request, causes.line(exc), self._app.clock.time()))
         self._handle(request.task, "on_retry", exc, request.id, request.args, request.kwargs, text)
         return Outcome(
             verdict=Verdict.RETRY,
@@ -254,13 +246,22 @@ class TaskExecutor:
             task=request.task.name,
             results=self._record(request, queue, State.RETRY, exc, traceback=text),
             follow_ups=(again,),
-            detail=f"retry in {delay:.3g} s: {_line(exc)}",
+            detail=f"retry in {delay:.3g} s: {causes.line(exc)}",
             traceback=text,
+        )
+
+    def _replaced(self, request: Request, canvas: Any) -> Outcome:
+        return Outcome(
+            verdict=Verdict.RETRY,  # as with a retry, the task has not ended: its id goes on
+            task_id=request.id,
+            task=request.task.name,
+            follow_ups=tuple(followups.replacement(self._app, request, canvas)),
+            detail=f"replaced by {canvas}",
         )
 
     def _failed(self, request: Request, queue: str, exc: BaseException, verdict: Verdict = Verdict.FAILURE) -> Outcome:
         expected = isinstance(exc, request.task.options.throws)
-        text = _format(exc)
+        text = causes.format_exception(exc, _OWN_FILES)
         outcome = self._finish(request, queue, verdict, State.FAILURE, exc, None if expected else text)
         self._handle(request.task, "on_failure", exc, request.id, request.args, request.kwargs, text)
         return outcome
@@ -277,7 +278,7 @@ class TaskExecutor:
         """An end that is not success: its record, its errbacks, and the same record for the rest of its chain."""
         results = list(self._record(request, queue, state, exc, traceback=traceback))
         try:
-            messages = followups.on_failure(self._app, request)
+            messages = followups.on_failure(self._app, request, exc)
         except Exception:  # an errback may name a plugin that is not there; that must not hide why the task failed
             logger.exception("the errbacks of task %s[%s] cannot be sent", request.task.name, request.id)
             messages = []
@@ -294,9 +295,16 @@ class TaskExecutor:
             task=request.task.name,
             results=tuple(results),
             follow_ups=tuple(messages),
-            detail=_line(exc),
+            detail=causes.line(exc),
             traceback=traceback,
         )
+
+    def _forward(self, message: Message, queue: str) -> Outcome:
+        """Send a message again with what a limit asks of its body; the task is not called."""
+        try:
+            return forwarded(self._app, message, self._read(message), queue)
+        except DecodeError as exc:
+            return self._records.ended(Verdict.UNREADABLE, message, exc)
 
     def _conclude(
         self,
@@ -334,9 +342,12 @@ class TaskExecutor:
         traceback: str | None = None,
         children: tuple[str, ...] = (),
     ) -> tuple[Result, ...]:
-        ignored = request.invocation.ignore_result
-        if request.task.options.ignore_result if ignored is None else ignored:
+        if self._ignored(request):
             return ()
+        history: Sequence[attempts.Attempt] = ()
+        if state is State.RETRY or attempts.wanted(request.message.headers):
+            error = causes.line(value) if isinstance(value, BaseException) else None
+            history = attempts.history(request, error, self._app.clock.time())
         return self._records.final(
             request.id,
             state,
@@ -347,7 +358,19 @@ class TaskExecutor:
             children=children,
             queue=queue,
             call=(request.args, request.kwargs),
+            attempts=history,
         )
+
+    def _ignored(self, request: Request) -> bool:
+        ignored = request.invocation.ignore_result
+        return request.task.options.ignore_result if ignored is None else ignored
+
+    def _begin(self, request: Request) -> None:
+        """The work begins: free a key that is unique until now, and store STARTED where that is wanted. Blocks."""
+        if UNIQUE in request.message.headers:
+            unique.started(self._app, request.message)
+        if request.task.options.track_started or (self._tells and not self._ignored(request)):
+            self._track(request)
 
     def _track(self, request: Request) -> None:
         try:
@@ -363,26 +386,4 @@ class TaskExecutor:
             logger.exception("%s of task %s raised; the task's outcome stands", handler, task.name)
 
 
-_OWN_FILES = frozenset({__file__, task_module.__file__, runners.__file__, base_events.__file__})
-
-
-def _text(value: object) -> str:
-    try:
-        return str(value)[:1000]
-    except Exception:  # a user's __str__ may raise anything
-        return "<unprintable>"
-
-
-def _line(exc: BaseException) -> str:
-    return f"{type(exc).__name__}: {_text(exc)}"[:1000]
-
-
-def _format(exc: BaseException) -> str:
-    """The traceback as text, from the task's own frames on. Turned to text at once: frames keep their locals alive."""
-    frames = exc.__traceback__
-    while frames is not None and frames.tb_frame.f_code.co_filename in _OWN_FILES and frames.tb_next is not None:
-        frames = frames.tb_next
-    try:
-        return "".join(tracebacks.format_exception(type(exc), exc, frames))
-    except Exception:  # a user's __str__ or __cause__ may raise anything
-        return type(exc).__name__
+_OWN_FILES = frozenset({__file__, *(m.__file__ for m in (coroutines, own_loop, interruption, task_module))})

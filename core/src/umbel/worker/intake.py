@@ -1,24 +1,22 @@
-"""Claiming: a broker session that is thrown away whole on any fault, and what is decided about a delivery before it runs."""
+"""Claiming: a broker session that is thrown away whole on any fault, and the start of what it hands out."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-import math
 import random
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from umbel.errors import BrokerUnavailable, DecodeError, TaskRevoked
-from umbel.model import Delivery, Outcome, State, TaskOptions, Verdict
+from umbel.errors import BrokerUnavailable
+from umbel.model import Delivery, Verdict
 from umbel.ports.step import Step
 from umbel.ports.transport import Credit
-from umbel.protocol import EARLY, parse_time
 from umbel.worker import settle
-from umbel.worker.limits import RateLimiter, parse_rate
+from umbel.worker.admission import returned
 
 if TYPE_CHECKING:
     from umbel.worker.held import Held
@@ -46,7 +44,6 @@ class Intake(Step):
         self._worker = worker
         self._app = worker.app
         self._received = worker.app.plugins.observer("umbel_task_received")
-        self._limiters: dict[str, RateLimiter | None] = {}
         self._suspects: deque[Held] = deque()
         self._suspects_out: set[int] = set()
         self._last_start = 0
@@ -98,7 +95,7 @@ class Intake(Step):
         self._suspects = deque(held for held in self._suspects if held not in back)
         for held in back:
             held.delay = delay
-            self._worker.settlement.end(held, _returned(held))
+            self._worker.settlement.end(held, returned(held))
 
     def _on_last_start(self, held: Held) -> bool:
         """Whether the start of a redelivered message would be its last one."""
@@ -160,22 +157,50 @@ class Intake(Step):
     # --- admission ---
 
     async def _admit(self, batch: Sequence[Delivery]) -> None:
+        admission = self._worker.admission
         ready: list[Held] = []
+        limited: list[Held] = []
         for delivery in batch:
             if self._worker.settlement.adopt(delivery):
                 continue
             if self._received:
                 self._received(delivery=delivery)
-            held = self._worker.settlement.hold(delivery, self._options(delivery))
-            if (outcome := self._refusal(held)) is not None:
+            held = self._worker.settlement.hold(delivery, admission.options(delivery))
+            if (outcome := admission.refusal(held)) is not None:
                 self._worker.settlement.end(held, outcome)
+            elif held.options.rate_limit or held.options.concurrency_limit:
+                limited.append(held)
             elif delivery.count > 1 and self._may_crash(delivery):
                 self._suspects.append(held)
             else:
                 ready.append(held)
+        if limited:
+            ready += self._unsuspected(admission.limit(limited))
         await self._start(ready)
         await self.admit_suspects()
         self.refill()
+
+    async def proceed(self, calls: Sequence[Held]) -> None:
+        """Start what its limits let through later than the rest of its batch, unless it has ended meanwhile.
+
+        Raises ``BrokerUnavailable``; then all of them are given back.
+        """
+        settlement, revocations = self._worker.settlement, self._worker.revocations
+        ready: list[Held] = []
+        for held in calls:
+            if held.job_id in settlement.held and revocations.covers(held.delivery.message):
+                settlement.end(held, revocations.refused(held.delivery.message))
+            elif held.job_id in settlement.held:
+                ready.append(held)
+        await self._start(self._unsuspected(ready))
+        await self.admit_suspects()
+        self.refill()
+
+    def _unsuspected(self, calls: Sequence[Held]) -> list[Held]:
+        """``calls`` without those that are to be started one by one, which wait for that now."""
+        suspects = [held for held in calls if held.delivery.count > 1 and self._may_crash(held.delivery)]
+        self._suspects += suspects
+        return [held for held in calls if held not in suspects] if suspects else list(calls)
 
     async def _start(self, batch: Sequence[Held]) -> None:
         """Hand deliveries to the pool, after acknowledging those that want it early.
@@ -183,12 +208,14 @@ class Intake(Step):
         Raises ``BrokerUnavailable``; then all of them are given back.
         """
         settlement = self._worker.settlement
+        for gate in self._worker.gates:
+            batch = await gate.admit(batch)
         if early := [held for held in batch if held.options.ack == "early"]:
             try:
                 await settlement.acknowledge_early(early)
             except BrokerUnavailable:
                 for held in batch:
-                    settlement.end(held, _returned(held))
+                    settlement.end(held, returned(held))
                 raise
         if jobs := [settlement.job(held) for held in batch if held.job_id in settlement.held]:
             self._worker.pool.submit(jobs)
@@ -235,7 +262,7 @@ class Intake(Step):
             ours = await self._worker.gateway.transport.renew(deliveries, lease=lease, starting=True)
         except BrokerUnavailable:
             for held in chosen:
-                settlement.end(held, _returned(held))
+                settlement.end(held, returned(held))
             raise
         marks = self._worker.gateway.transport.capabilities.start_marks
         ready: list[Held] = []
@@ -258,56 +285,22 @@ class Intake(Step):
         await self._start(ready)
         return not all(ours)
 
+    def withdraw(self, held: Held) -> bool:
+        """Take a message out of those that wait for their turn or a slot; it is the caller's to end. False: it is none."""
+        if held not in self._suspects:
+            return self._worker.slots.withdraw(held)
+        self._suspects.remove(held)
+        return True
+
     @property
     def waiting(self) -> bool:
         """Whether redelivered messages wait for their turn."""
         return bool(self._suspects)
 
-    def _options(self, delivery: Delivery) -> TaskOptions:
-        task = delivery.message.task
-        return self._app.tasks[task].options if task in self._app.tasks else _UNKNOWN
-
     def _may_crash(self, delivery: Delivery) -> bool:
         """Whether running it may have ended its process. Of a task that is not here nothing runs but the refusal."""
         task = delivery.message.task
         return not task or task in self._app.tasks  # protocol 1 names the task in the body
-
-    def _refusal(self, held: Held) -> Outcome | None:
-        """An outcome for what is not to run at all; None for what is. Reads headers only."""
-        message, records = held.delivery.message, self._worker.records
-        now = self._app.clock.time()
-        # A first handing-out is another message of the same id: the retry, say, of the one that was not settled.
-        if held.delivery.count > 1 and message.id in self._worker.settlement.unsettled:
-            return self._worker.settlement.unsettled.pop(message.id)
-        if message.id in self._worker.operations.revoked:
-            return records.ended(Verdict.REVOKED, message, TaskRevoked("revoked"), state=State.REVOKED)
-        try:
-            expires = parse_time(message.headers.get("expires"), self._app.timezone)
-            eta = parse_time(message.headers.get("eta"), self._app.timezone)
-        except DecodeError as exc:
-            return records.ended(Verdict.UNREADABLE, message, exc)
-        if expires is not None and now > expires:
-            return None  # the executor says so, and sends the errbacks that only the body knows
-        if eta is not None and eta - now > EARLY:  # from a sender that leaves it to the worker to keep the time
-            held.delay = min(eta - now, self._worker.gateway.transport.capabilities.max_delay or math.inf)
-            return _returned(held)
-        if held.options.rate_limit and (wait := self._wait(message.task, held.options.rate_limit, message.id, now)):
-            held.delay = wait
-            return _returned(held)
-        return None
-
-    def forget_rate(self, task: str) -> None:
-        """The task's rate limit has changed: what was reserved under the former one is void."""
-        self._limiters.pop(task, None)
-
-    def _wait(self, task: str, rate: str, task_id: str, now: float) -> float:
-        limiter = self._limiters.get(task)
-        if limiter is None:
-            limiter = self._limiters[task] = RateLimiter(parse_rate(rate))
-        return limiter.wait(task_id, now)
-
-
-_UNKNOWN = TaskOptions()
 
 
 async def _to_its_end(admission: Coroutine[Any, Any, None]) -> None:
@@ -318,11 +311,6 @@ async def _to_its_end(admission: Coroutine[Any, Any, None]) -> None:
     except asyncio.CancelledError:
         await asyncio.wait([admitting])
         raise
-
-
-def _returned(held: Held) -> Outcome:
-    message = held.delivery.message
-    return Outcome(verdict=Verdict.RETURNED, task_id=message.id, task=message.task)
 
 
 def describe(delivery: Delivery) -> Mapping[str, object]:

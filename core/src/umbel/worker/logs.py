@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 from umbel.model import Action, Outcome, Settlement, Verdict
+
+if TYPE_CHECKING:
+    from umbel.app import Umbel
 
 logger = logging.getLogger("umbel.worker")
 
 
-def log_to_stderr(level: str) -> None:
-    """Show the log, unless the application has arranged for its logging itself: then nothing of it is touched."""
+def start_log(app: Umbel) -> None:
+    """Show the log, where plugins say or else on standard error, unless the application has arranged for its logging itself:
+    then nothing of it is touched. Raises ``PluginError``."""
     if logging.root.handlers:
         return
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
-    logging.root.addHandler(handler)
-    logging.root.setLevel(level)
+    handlers: list[logging.Handler] = app.plugins.contributions("umbel_add_log_handlers", app=app)
+    if not handlers:
+        handlers = [logging.StreamHandler()]
+        handlers[0].setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    for handler in handlers:
+        logging.root.addHandler(handler)
+    logging.root.setLevel(app.settings.worker.log_level)
     logging.getLogger("stevedore").setLevel(logging.WARNING)  # at DEBUG it lists every entry point of every scan
 
 
@@ -35,6 +43,8 @@ def log_end(name: str, outcome: Outcome, settlement: Settlement | None, *, lost:
             logger.error("task %s[%s] failed: %s%s", name, task_id, outcome.detail, text)
         case Verdict.RETRY | Verdict.EXPIRED | Verdict.REVOKED | Verdict.IGNORED:
             logger.info("task %s[%s] %s: %s", name, task_id, outcome.verdict.value, outcome.detail)
+        case Verdict.FORWARDED:
+            logger.debug("task %s[%s] forwarded: %s", name, task_id, outcome.detail)
         case Verdict.RETURNED | Verdict.CANCELLED:
             logger.debug("task %s[%s] given back: %s", name, task_id, outcome.verdict.value)
         case _:

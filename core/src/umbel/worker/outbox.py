@@ -57,6 +57,9 @@ class Outbox:
     async def store(self, ends: Sequence[End]) -> None:
         """Store the results of ``ends``; one that the store refuses for good fails its own task, no other's."""
         results = [result for end in ends for result in end.outcome.results]
+        if self._worker.app.client.tracks:
+            sent = [m for end in ends for m in end.outcome.follow_ups if m.id != end.outcome.task_id]
+            results += self._worker.app.client.pending(sent)
         try:
             await self._put(results)
         except ResultRefused:

@@ -17,6 +17,7 @@ REJECT_PAUSE: Final = 1.0
 _FIXED: Final[Mapping[Verdict, Action]] = {
     Verdict.FAILURE: Action.ACK,
     Verdict.RETRY: Action.ACK,
+    Verdict.FORWARDED: Action.ACK,
     Verdict.IGNORED: Action.ACK,
     Verdict.EXPIRED: Action.ACK,
     Verdict.REVOKED: Action.ACK,

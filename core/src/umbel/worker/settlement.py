@@ -12,10 +12,8 @@ from collections.abc import Awaitable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from umbel import errors
-from umbel.errors import (
-    BrokerUnavailable,
-    DecodeError,
-)
+from umbel.canvas.graph import WORKFLOW
+from umbel.errors import BrokerUnavailable
 from umbel.model import (
     Action,
     Completion,
@@ -24,14 +22,15 @@ from umbel.model import (
     Job,
     Outcome,
     Settlement,
-    State,
     TaskOptions,
     Verdict,
     evolve,
+    make_job,
+    make_settlement,
     without_route,
 )
 from umbel.ports.step import Step
-from umbel.protocol import read_limits
+from umbel.unique import HEADER as UNIQUE
 from umbel.worker import settle
 from umbel.worker.held import End, Held
 from umbel.worker.logs import log_end
@@ -47,7 +46,9 @@ _ENDINGS = {
     Ending.LOST: Verdict.LOST,
     Ending.TIMED_OUT: Verdict.TIMED_OUT,
     Ending.CANCELLED: Verdict.CANCELLED,
+    Ending.COLLATERAL: Verdict.CANCELLED,
 }
+_NO_LIMITS = [None, None]
 LAST_WORDS = 5.0
 """Seconds that a stopping worker takes to tell what has ended."""
 _UNSETTLED_KEPT = 10_000
@@ -64,6 +65,7 @@ class SettlementStep(Step):
         self._worker = worker
         self._app = worker.app
         self._next_job = 1
+        self._max_deliveries = worker.settings.worker.max_deliveries
         self._ends: list[End] = []
         self._some = asyncio.Event()
         self._closing = False
@@ -98,34 +100,22 @@ class SettlementStep(Step):
 
     def hold(self, delivery: Delivery, options: TaskOptions) -> Held:
         """Take responsibility for a delivery."""
-        held = Held(
-            delivery=delivery,
-            options=options,
-            job_id=self._next_job,
-            max_deliveries=options.max_deliveries or self._worker.settings.worker.max_deliveries,
-            leased_until=delivery.leased_until,
-        )
-        self._next_job += 1
-        self.held[held.job_id] = held
+        number = self._next_job
+        most = options.max_deliveries or self._max_deliveries
+        held = self.held[number] = Held(delivery, options, number, most, delivery.leased_until)
+        self._next_job = number + 1
         return held
 
     def job(self, held: Held) -> Job:
         """The job that runs a delivery."""
-        message = held.delivery.message
+        delivery, message = held.delivery, held.delivery.message
         hard, soft = held.options.time_limit, held.options.soft_time_limit
-        try:
-            called = read_limits(message.headers.get("timelimit"))
-        except DecodeError:  # the executor refuses the message
-            called = None, None
-        hard, soft = called[0] or hard, called[1] or soft
-        self._worker.tell_unkept_limits(message.task, hard, soft)
-        return Job(
-            id=held.job_id,
-            task=message.task,
-            payload=("run", message.to_plain(), held.delivery.queue, held.delivery.count, ""),
-            time_limit=hard,
-            soft_time_limit=soft,
-        )
+        if (called := message.headers.get("timelimit")) is not None and called != _NO_LIMITS:
+            hard, soft = self._worker.time_limits.called(message.task, called, (hard, soft))
+        if hard or soft:
+            self._worker.tell_unkept_limits(message.task, hard, soft)
+        payload = ("run", message.to_plain(), delivery.queue, delivery.count, "")
+        return make_job(held.job_id, message.task, payload, hard, soft)
 
     def conclusion(self, held: Held, verdict: Verdict, detail: str) -> Job:
         """The job that writes the end of a delivery whose process was lost or killed, without running it."""
@@ -154,11 +144,10 @@ class SettlementStep(Step):
 
     def adopt(self, delivery: Delivery) -> bool:
         """Whether this redelivery is of something held here; it is not started beside itself then, but goes on as it is."""
+        if delivery.count <= 1:
+            return False
         now = self._app.clock.time()
-        if (
-            delivery.count <= 1
-            or (mine := next((h for h in self.held.values() if h.awaits(delivery, now)), None)) is None
-        ):
+        if (mine := next((h for h in self.held.values() if h.awaits(delivery, now)), None)) is None:
             return False
         mine.adopt(delivery)
         self._worker.intake.credit.give(1)
@@ -174,15 +163,18 @@ class SettlementStep(Step):
 
     def complete(self, completions: Sequence[Completion]) -> None:
         """Jobs have left the pool."""
+        told = self._worker.starts.heard
         for completion in completions:
             self.ended += completion.ending is not Ending.RETURNED
             if (held := self.held.get(completion.job_id)) is None:
                 continue
-            self._worker.starts.ended(held, completion)
+            if told:
+                self._worker.starts.ended(held, completion)
             if completion.ending is Ending.DONE and completion.payload is not None:
-                outcome = Outcome.from_plain(completion.payload)
-                stopped = outcome.verdict is Verdict.CANCELLED and outcome.task_id in self._worker.operations.revoked
-                self.end(held, self._revoked(held) if stopped else outcome)
+                outcome = self._worker.records.from_plain(completion.payload, held.delivery.message)
+                if outcome.verdict is Verdict.CANCELLED and self._worker.revocations.covers(held.delivery.message):
+                    outcome = self._worker.revocations.ended(held.delivery.message)
+                self.end(held, outcome)
             else:
                 self._end_without_word(held, completion)
 
@@ -190,13 +182,16 @@ class SettlementStep(Step):
         """A job that its executor did not answer: given back, cancelled, lost or killed."""
         message = held.delivery.message
         verdict = _ENDINGS[completion.ending]
+        if completion.ending is Ending.COLLATERAL and held.settled:
+            verdict = Verdict.LOST  # acknowledged early: it does not run again, and that is to be told
         detail = completion.detail
         if held.concluding is not None and (
             held.settled or verdict is not Verdict.RETURNED
         ):  # it died too: no more of it
             verdict, held.starts = held.concluding, max(held.starts, held.max_deliveries)
-        elif verdict is Verdict.CANCELLED and message.id in self._worker.operations.revoked:
-            self.end(held, self._revoked(held))
+        elif verdict in (Verdict.CANCELLED, Verdict.RETURNED) and self._worker.revocations.covers(message):
+            started, revoked = verdict is Verdict.CANCELLED, self._worker.revocations
+            self.end(held, revoked.ended(message) if started else revoked.refused(message))
             return
         elif verdict is Verdict.TIMED_OUT and (limit := self.job(held).time_limit):
             detail = f"{limit:g}"
@@ -213,10 +208,6 @@ class SettlementStep(Step):
             exc = (errors.TimeLimitExceeded if verdict is Verdict.TIMED_OUT else errors.WorkerLost)(detail)
             outcome = self._worker.records.ended(verdict, message, exc, detail=detail)
         self.end(held, outcome)
-
-    def _revoked(self, held: Held) -> Outcome:
-        exc = errors.TaskRevoked("terminated")
-        return self._worker.records.ended(Verdict.REVOKED, held.delivery.message, exc, state=State.REVOKED)
 
     def end(self, held: Held, outcome: Outcome) -> None:
         """A delivery has come to its outcome; it is settled soon."""
@@ -236,6 +227,8 @@ class SettlementStep(Step):
 
     def _forget(self, batch: Sequence[Held]) -> None:
         number = sum(1 for held in batch if self.held.pop(held.job_id, None) is not None)
+        if self._worker.slots.held:
+            self._worker.slots.release(batch)
         if number:
             self._worker.intake.credit.give(number)
 
@@ -260,16 +253,23 @@ class SettlementStep(Step):
     async def _settle(self, ends: list[End]) -> None:
         await self._check_leases(ends)
         live = [end for end in ends if not end.held.lost]
+        unique = [end for end in live if UNIQUE in end.held.delivery.message.headers]
+        if unique:
+            await self._worker.uniques.keep(unique)
         await self._outbox.publish(live)
         for end in live:
             end.settlement = self._decide(end)
         # What goes back to its queue has not ended: a final record would stand against the one that it will get.
         ended = [e for e in live if e.held.settled or not (e.settlement and e.settlement.action is Action.REQUEUE)]
         await self._outbox.store(ended)
+        if members := [end for end in live if WORKFLOW in end.held.delivery.message.headers]:
+            await self._worker.workflows.ended(members)
         if pending := [end for end in live if not end.held.settled]:
             await self._tell(pending)
-        told = set(live)
-        over = [end for end in ends if end in told or end.held.lost]
+        if unique:
+            await self._worker.uniques.release(unique)
+        told = set(live) if len(live) < len(ends) else ()
+        over = [end for end in ends if end in told or end.held.lost] if told else ends
         if len(over) < len(ends):  # given up for lost, and come again meanwhile
             self._ends += [end for end in ends if end not in over]
             self._some.set()
@@ -279,6 +279,8 @@ class SettlementStep(Step):
 
     def _decide(self, end: End) -> Settlement:
         held = end.held
+        if end.outcome.verdict is Verdict.SUCCESS:
+            return make_settlement(held.delivery, Action.ACK)
         settlement = settle.decide(
             end.outcome,
             held.delivery,
@@ -345,6 +347,7 @@ class SettlementStep(Step):
         name = outcome.task or delivery.message.task or "?"
         if not end.held.lost and outcome.verdict in (Verdict.SUCCESS, Verdict.FAILURE, Verdict.TIMED_OUT):
             self.totals[name] = self.totals.get(name, 0) + 1
-        log_end(name, outcome, end.settlement, lost=end.held.lost)
+        if outcome.verdict is not Verdict.SUCCESS or end.held.lost or logger.isEnabledFor(logging.DEBUG):
+            log_end(name, outcome, end.settlement, lost=end.held.lost)
         if self._observe and end.settlement is not None and not end.held.lost:
             self._observe(settlement=end.settlement, outcome=outcome)

@@ -26,6 +26,8 @@ class Starts(Step):
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._observe = worker.app.plugins.observer("umbel_task_started")
+        self.heard = bool(self._observe)
+        """Whether anybody listens; if not, ``ended`` need not be called."""
         self._looking: asyncio.Task[None] | None = None
 
     async def start(self, worker: Worker) -> None:

@@ -20,14 +20,22 @@ from umbel.finding import executing, locate
 from umbel.gateway import LocalGateway
 from umbel.ports.pool import ExecutorFactory, Pool, PoolContext
 from umbel.ports.step import Step
+from umbel.worker.admission import Admission, Gate, check_limits
+from umbel.worker.autoscale import Autoscale, check_autoscale, first_slots
 from umbel.worker.control import Control
 from umbel.worker.intake import Intake
-from umbel.worker.limits import parse_rate
+from umbel.worker.once import OneStart
 from umbel.worker.operations import Operations
 from umbel.worker.outcomes import Records
+from umbel.worker.revocations import Revocations
+from umbel.worker.scheduler_step import SchedulerStep
 from umbel.worker.settlement import SettlementStep
+from umbel.worker.slots import Slots
 from umbel.worker.starts import Starts
 from umbel.worker.steps import in_order
+from umbel.worker.time_limits import TimeLimits
+from umbel.worker.uniques import Uniques
+from umbel.worker.workflows import Workflows
 
 if TYPE_CHECKING:
     from umbel.app import Umbel
@@ -116,7 +124,8 @@ class RenewalStep(Step):
 class Worker:
     """Runs tasks of one app until told to stop. Made on any thread; ``run`` belongs on the main thread.
 
-    Plugins that hold it in a hook use ``app``, ``settings``, ``name``, ``incarnation``, ``operations`` and ``background``.
+    Plugins that hold it in a hook use ``app``, ``settings``, ``name``, ``incarnation``, ``operations``, ``background`` and
+    ``watch``.
     """
 
     def __init__(self, app: Umbel) -> None:
@@ -133,13 +142,20 @@ class Worker:
         self.incarnation = secrets.token_hex(4)
         self.queues: list[str] = list(chosen.queues) or [self.settings.default_queue]
         self.pool: Pool = app.plugins.make_pool(chosen.pool, chosen.pool_options)
-        self.concurrency = chosen.concurrency or (1 if self.pool.capabilities.main_thread else _cpus())
+        able = self.pool.capabilities
+        self.concurrency = first_slots(chosen) or (1 if able.main_thread else _cpus() * able.slots_per_cpu)
         gateway = app.gateway
         if not isinstance(gateway, LocalGateway):
             raise UmbelError("a worker cannot be started inside a worker's child")
         self.gateway = gateway
         self.records = Records(app, self.name)
+        self.gates: list[Gate] = []
+        """Asked in this order about every batch that is to start; empty costs nothing."""
+        self.time_limits = TimeLimits(self)
+        self.uniques = Uniques(self)
+        self.gates += [self.uniques, OneStart(self)]
         self.operations = Operations(self)
+        self.revocations = Revocations(self)
         self.stopping = False
         self.pool_started = threading.Event()
         self.failure: BaseException | None = None
@@ -151,10 +167,11 @@ class Worker:
 
     # --- life ---
 
-    def run(self) -> int:
+    def run(self, *, last: bool = False) -> int:
         """Run until stopped; return the exit status: 0, or 1 after a failure, which is logged.
 
-        Blocks. On the main thread it takes TERM and INT for itself meanwhile: the first stops, the second hurries.
+        Blocks. On the main thread it takes TERM and INT for itself meanwhile: the first stops, the second hurries. ``last``:
+        the process ends with it, and a signal that comes afterwards does not change its exit status any more.
         """
         done = threading.Event()
         on_main = threading.current_thread() is threading.main_thread()
@@ -170,7 +187,7 @@ class Worker:
             done.wait()
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                signal.signal(number, signal.SIG_IGN if last else handler)
         exc = future.exception()
         if exc is not None:
             raise exc
@@ -211,13 +228,28 @@ class Worker:
 
         task.add_done_callback(ended)
 
-    async def _main(self) -> None:
+    def make_steps(self) -> None:
+        """Make every component, its own and those of plugins, in the order in which they start. Nothing is connected yet.
+
+        Raises ``PluginBroken``, ``UmbelError`` for steps that cannot be put in order.
+        """
         self.settlement = SettlementStep(self)
+        self.slots = Slots(self)
+        self.admission = Admission(self)
+        self.autoscale = Autoscale(self)
         self.starts = Starts(self)
         self.intake = Intake(self)
+        self.workflows = Workflows(self)
         steps: list[Step] = [self.settlement, RenewalStep(), PoolStep(), self.starts, self.intake, Control(self)]
-        steps += self.app.plugins.contributions("umbel_add_steps", worker=self)
-        self.steps = in_order(steps)
+        if self.settings.worker.with_scheduler:
+            steps.append(SchedulerStep(self))
+        steps += [self.revocations, self.slots, self.admission, self.autoscale, self.uniques, self.workflows]
+        added: list[tuple[str, Step]] = self.app.plugins.contributed("umbel_add_steps", worker=self)
+        self.steps = in_order([*steps, *(step for _, step in added)])
+        self.added_by = {step.name: plugin for plugin, step in added}
+
+    async def _main(self) -> None:
+        self.make_steps()
         ready, stopping, stopped = (
             self.app.plugins.observer(f"umbel_worker_{event}") for event in ("ready", "stopping", "stopped")
         )
@@ -308,25 +340,20 @@ class Worker:
             )
         _ = self.gateway.transport
         _ = self.app.codec.accepted, self.app.codec.accepted_compression, self.app.result_codec.accepted
-        if self.settings.schedules:
-            logger.warning("[schedules] is read and checked, but no scheduler is installed: nothing is sent on time")
         able = self.pool.capabilities
         wanted = (
             ("time_limit", able.hard_limit),
             ("soft_time_limit", able.soft_limit),
         )
         for task in self.app.tasks.values():
-            if task.options.rate_limit:
-                try:
-                    parse_rate(task.options.rate_limit)
-                except SettingsError as exc:
-                    raise SettingsError([f"task {task.name!r}: {exc}"]) from None
+            check_limits(task.name, task.options, self)
             for option, possible in wanted:
                 if getattr(task.options, option) and not possible:
                     raise NotSupported(
                         f"task {task.name!r} has a {option}, which pool {self.settings.worker.pool!r} cannot keep: take "
                         f'the limit away, or set [worker] pool = "prefork"'
                     )
+        check_autoscale(self)
         for option in ("max_tasks_per_child", "max_memory_per_child"):
             if getattr(self.settings.worker, option) and not able.recycle:
                 raise NotSupported(

@@ -26,6 +26,9 @@ _CAUTION: Final = 5.0
 """Seconds for which, after that, no more is asked for than credit allows at once."""
 _PAUSE: Final = 0.02
 """Least seconds between two subscriptions."""
+_MANY: Final = 64
+"""Credit from which as many again are asked for, to be at hand when credit comes: who asks for so many ends them soon, and
+a quorum queue sends more only once its log has each acknowledgement. Draining one goes from 3,000 to 5,400 tasks/s so."""
 _WORTHWHILE: Final = 8
 """A subscription that is used up is replaced once that brings an eighth more."""
 
@@ -105,9 +108,9 @@ class Stream:
     """One subscription after another.
 
     What a consumer may have unsettled is fixed when it subscribes, and counts only what came by it. So it is the credit's
-    limit, and a new subscription follows when credit is left that the present one cannot use. That may bring more than there
-    is credit for: what waits here for longer than ``_PATIENCE`` is given back, and for a while no more is asked for than
-    credit allows at once.
+    limit, twice that where it is high, and a new subscription follows when credit is left that the present one cannot use.
+    That may bring more than there is credit for: what waits here for longer than ``_PATIENCE`` is given back, and for a while
+    no more is asked for than credit allows at once.
     """
 
     def __init__(
@@ -217,6 +220,8 @@ class Stream:
         channel = await self._connection.channel()
         cautious = self._subscribed_at < self._cautious_until
         share = max(1, room // len(self._queues)) if cautious else self._credit.limit
+        if share >= _MANY:
+            share *= 2
         self._replace()
         subscription = self._subscription = Subscription(channel, self._queues, min(share, _LARGEST_PREFETCH))
         channel.on_cancel = self._cancelled

@@ -12,7 +12,7 @@ from typing import Any, Final
 from pamqp.commands import Basic
 
 from umbel.errors import BrokerUnavailable, PublishRefused
-from umbel.model import Delivery
+from umbel.model import Delivery, make_delivery
 from umbel.ports.transport import Credit
 from umbel_amqp.channel import ChannelClosed, Control, Raw
 from umbel_amqp.connection import Connection
@@ -95,11 +95,7 @@ class Inbound:
                 release=subscription.release,
             )
             self._holds[hold.number] = hold
-            batch.append(
-                Delivery(
-                    message=received.message, queue=queue, token=hold, count=received.count, starts=received.starts
-                )
-            )
+            batch.append(make_delivery(received.message, queue, hold, received.count, received.starts))
         return batch
 
     async def _give_back(self, taken: Sequence[Taken]) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from attrs import frozen
 
-from umbel.model import Message
+from umbel.model import Message, by_position, make_message
 from umbel_amqp.channel import Raw
 from umbel_amqp.fields import read_table, read_text, short_string, write_table
 
@@ -108,7 +108,7 @@ def _is_amqp(properties: Mapping[str, Any], exchange: str) -> bool:
     return not exchange or "exchange" in properties
 
 
-@frozen
+@frozen(weakref_slot=False)
 class Received:
     """A message that came out of a queue."""
 
@@ -120,6 +120,9 @@ class Received:
     """The queue counts no further than this: it only says that the message was delivered before."""
     due: float | None = None
     parked: int | None = None
+
+
+_make_received: Final = by_position(Received)
 
 
 def read_message(raw: Raw, queue: str) -> Received:
@@ -144,21 +147,13 @@ def read_message(raw: Raw, queue: str) -> Received:
                 headers.pop(trace, None)
         if isinstance(kept := meta.get(PROPERTIES), dict):
             properties = kept
-    return Received(
-        message=Message(
-            queue=queue,
-            headers=headers,
-            body=body,
-            content_type=content_type,
-            content_encoding=content_encoding,
-            priority=priority,
-            properties=properties,
-        ),
-        count=1 + int(deliveries) + (int(before) if redeliveries is None else max(redeliveries, int(before))),
-        starts=int(starts),
-        inexact=before and redeliveries is None,
-        due=due or None,
-        parked=parked or None,
+    return _make_received(
+        make_message(queue, headers, body, content_type, content_encoding, priority, None, properties),
+        1 + int(deliveries) + (int(before) if redeliveries is None else max(redeliveries, int(before))),
+        int(starts),
+        before and redeliveries is None,
+        due or None,
+        parked or None,
     )
 
 

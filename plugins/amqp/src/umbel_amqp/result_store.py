@@ -18,7 +18,7 @@ from umbel.capabilities import ResultStoreCapabilities
 from umbel.errors import BrokerUnavailable, PublishRefused, ResultRefused, ResultStoreUnavailable
 from umbel.model import Message, Result
 from umbel.ports.clock import Clock
-from umbel.ports.result_store import ResultStore
+from umbel.ports.result_store import ResultStore, replaces
 from umbel_amqp.channel import Channel, ChannelClosed, Control, Raw
 from umbel_amqp.connection import Connection, connect
 from umbel_amqp.frames import Consume, QueueDeclare, QueueDelete, ack_frame
@@ -161,7 +161,7 @@ class RpcResultStore(ResultStore):
             log.error("a reply of content type %r tells no state of a task; it is dropped", message.content_type)
             return
         task_id = result.task_id
-        if (before := self._record(task_id)) is not None and before.final:
+        if (before := self._record(task_id)) is not None and not replaces(result, before):
             return
         until = None if result.expires is None else self.clock.time() + result.expires
         self._records[task_id] = result, until
@@ -287,7 +287,12 @@ class _Listening:
 
 
 def _parcel(result: Result) -> Parcel:
-    told: dict[str, Any] = {"state": result.state, "id": result.task_id, "expires": result.expires}
+    told: dict[str, Any] = {
+        "state": result.state,
+        "id": result.task_id,
+        "expires": result.expires,
+        "order": result.order,
+    }
     message = Message(
         queue=result.reply_to or "",
         headers={TOLD: told},
@@ -305,10 +310,11 @@ def _result(message: Message) -> Result | None:
     """What a reply says; None for one that another program has sent in a form that is not JSON."""
     if isinstance(told := message.headers.get(TOLD), Mapping):
         task_id, state, expires = told.get("id"), told.get("state"), told.get("expires")
+        order = told.get("order")
     else:
         try:
             document = json.loads(message.body)
-            task_id, state, expires = document["task_id"], document["status"], None
+            task_id, state, expires, order = document["task_id"], document["status"], None, 0
         except (ValueError, KeyError, TypeError):
             return None
     return Result(
@@ -318,6 +324,7 @@ def _result(message: Message) -> Result | None:
         content_type=message.content_type,
         content_encoding=message.content_encoding,
         expires=expires,
+        order=order if isinstance(order, int) else 0,
     )
 
 

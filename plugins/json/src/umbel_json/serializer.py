@@ -54,6 +54,11 @@ class JsonSerializer(Serializer):
     def dumps(self, value: Any) -> bytes:
         """Encode ``value`` as ASCII. Raises ``EncodeError``, naming the type that has no form in JSON."""
         try:
+            if _QUICK is not None:
+                try:
+                    return "".join(_QUICK(value, 0)).encode("ascii")
+                except Exception:  # told once more, by the encoder whose errors are known
+                    return _ENCODER.encode(value).encode("ascii")
             return _ENCODER.encode(value).encode("ascii")
         except EncodeError:
             raise
@@ -66,7 +71,9 @@ class JsonSerializer(Serializer):
         """Decode UTF-8 JSON, NaN and Infinity included. Raises ``DecodeError`` and nothing else."""
         try:
             text = data.decode("utf-8").strip(" \t\n\r")
-            value, end = _DECODER.raw_decode(text)
+            # An extension form has this member, written so unless with escapes: else no object is worth a call.
+            plain = '"__type__"' not in text and "\\" not in text
+            value, end = (_PLAIN if plain else _DECODER).raw_decode(text)
         except RecursionError:
             raise DecodeError("the JSON document nests deeper than this interpreter can follow") from None
         except ValueError as error:
@@ -141,5 +148,21 @@ def _brief(value: object) -> str:
     return repr(value[:100]) if isinstance(value, str) else f"a value of type {type(value).__name__}"
 
 
+def _quick_encoder() -> Callable[[Any, int], tuple[str, ...]] | None:
+    """What ``JSONEncoder.encode`` makes anew at each call, made once: 1.5 µs a body in place of 2.6. None: only CPython has it.
+
+    It looks for no circles, as ``encode`` does; they end in a ``RecursionError``.
+    """
+    make: Any = getattr(json.encoder, "c_make_encoder", None)
+    if make is None:
+        return None
+    quick: Callable[[Any, int], tuple[str, ...]] = make(
+        None, _extend, json.encoder.encode_basestring_ascii, None, ": ", ", ", False, False, True
+    )
+    return quick
+
+
 _ENCODER: Final = json.JSONEncoder(default=_extend)
+_QUICK: Final = _quick_encoder()
 _DECODER: Final = json.JSONDecoder(object_hook=_revive)
+_PLAIN: Final = json.JSONDecoder()

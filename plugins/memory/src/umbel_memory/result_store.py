@@ -13,7 +13,7 @@ from umbel.capabilities import ResultStoreCapabilities
 from umbel.errors import ResultStoreUnavailable
 from umbel.model import Lease, Result
 from umbel.ports.clock import Clock
-from umbel.ports.result_store import ClaimStore, JoinState, JoinStore, QueryableStore, ResultStore, surviving
+from umbel.ports.result_store import ClaimStore, JoinState, JoinStore, QueryableStore, ResultStore, replaces, surviving
 from umbel_memory.memory import Join, Waiter, memories
 from umbel_memory.shared import Session
 
@@ -42,7 +42,7 @@ class MemoryResultStore(ResultStore, JoinStore, ClaimStore, QueryableStore):
         with self._memory.lock:
             for result in surviving(results):
                 known = self._memory.records.live(now).get(result.task_id)
-                if known is not None and known.final:
+                if known is not None and not replaces(result, known):
                     continue
                 end = None if result.expires is None else now + result.expires
                 self._memory.records.set(result.task_id, result, end=end)
@@ -152,11 +152,11 @@ class MemoryResultStore(ResultStore, JoinStore, ClaimStore, QueryableStore):
             self._memory.claims.set(name, held, end=held.until)
             return held
 
-    async def release(self, name: str, owner: str) -> bool:
+    async def release(self, name: str, owner: str, *, value: bytes | None = None) -> bool:
         await self._session.checkpoint()
         with self._memory.lock:
             held = self._memory.claims.live(self.clock.time()).get(name)
-            if held is None or held.owner != owner:
+            if held is None or held.owner != owner or (value is not None and held.value != value):
                 return False
             self._memory.claims.remove(name)
             return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-from umbel.errors import BrokerUnavailable, PublishRefused
+from umbel.errors import BrokerUnavailable, PublishRefused, ResultStoreUnavailable
 from umbel_redis.session import Session
 
 log = logging.getLogger("umbel.redis")
@@ -26,14 +26,19 @@ async def inspect(session: Session) -> None:
         raise PublishRefused(
             f"{session.address} runs Redis {version}; the transport needs {needed} or newer, or Valkey"
         )
+    await look(session, "messages")
+
+
+async def look(session: Session, kept: str) -> None:
+    """Warn of a server that may lose what is ``kept`` there. Raises ``BrokerUnavailable``, ``ResultStoreUnavailable``."""
     try:
         config = await session.call(("CONFIG GET", "maxmemory*", "appendonly", "save"))
-    except BrokerUnavailable as error:
+    except (BrokerUnavailable, ResultStoreUnavailable) as error:
         if not session.permanent(error):
             raise
-        log.debug("whether %s may lose messages cannot be seen: %s", session.address, error)
+        log.debug("whether %s may lose %s cannot be seen: %s", session.address, kept, error)
         return
-    for sentence in _warnings({_text(name): _text(value) for name, value in config.items()}):
+    for sentence in _warnings({_text(name): _text(value) for name, value in config.items()}, kept):
         if (told := f"{session.address}: {sentence}") not in _told:
             _told.add(told)
             log.warning("%s", told)
@@ -43,14 +48,14 @@ def _text(value: object) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _warnings(config: dict[str, str]) -> list[str]:
+def _warnings(config: dict[str, str], kept: str) -> list[str]:
     found = []
     policy = config.get("maxmemory-policy", "noeviction")
     if config.get("maxmemory", "0") != "0" and policy != "noeviction":
         found.append(
-            f"it may delete messages when memory runs short (maxmemory-policy {policy}): "
+            f"it may delete {kept} when memory runs short (maxmemory-policy {policy}): "
             "put `maxmemory-policy noeviction` into redis.conf"
         )
     if config.get("appendonly") == "no" and config.get("save") == "":
-        found.append("it keeps nothing on disk, and its end loses all messages: put `appendonly yes` into redis.conf")
+        found.append(f"it keeps nothing on disk, and its end loses all {kept}: put `appendonly yes` into redis.conf")
     return found

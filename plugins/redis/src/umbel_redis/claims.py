@@ -35,8 +35,9 @@ return {ARGV[2], held[2], till, value}
 )
 
 _RELEASE: Final = Script("""
--- KEYS: claim, index. ARGV: name, owner
+-- KEYS: claim, index. ARGV: name, owner, value (left out: any)
 if redis.call('HGET', KEYS[1], 'owner') ~= ARGV[2] then return 0 end
+if ARGV[3] and redis.call('HGET', KEYS[1], 'value') ~= ARGV[3] then return 0 end
 redis.call('DEL', KEYS[1])
 redis.call('ZREM', KEYS[2], ARGV[1])
 return 1
@@ -71,8 +72,8 @@ class Claims:
         base = self._base(shard_of(name))
         return lease_of(name, await self._session.call(claim(base, name, owner, lease=lease, value=value)))
 
-    async def release(self, name: str, owner: str) -> bool:
-        return bool(await self._session.call(release(self._base(shard_of(name)), name, owner)))
+    async def release(self, name: str, owner: str, value: bytes | None) -> bool:
+        return bool(await self._session.call(release(self._base(shard_of(name)), name, owner, value)))
 
     async def claims(self, prefix: str) -> Sequence[Lease]:
         bases = [self._base(shard) for shard in range(SHARDS)]
@@ -91,9 +92,9 @@ def claim(base: str, name: str, owner: str, *, lease: float, value: bytes | None
     return _CLAIM.on(keys, name, owner, milliseconds(lease), *(() if value is None else (value,)))
 
 
-def release(base: str, name: str, owner: str) -> Command:
-    """The command that gives up what ``claim`` took; answers 0 where ``owner`` does not hold it."""
-    return _RELEASE.on([claim_key(base, name), f"{base}:index"], name, owner)
+def release(base: str, name: str, owner: str, value: bytes | None = None) -> Command:
+    """The command that gives up what ``claim`` took; answers 0 where ``owner`` does not hold it, or not with ``value``."""
+    return _RELEASE.on([claim_key(base, name), f"{base}:index"], name, owner, *(() if value is None else (value,)))
 
 
 def claim_key(base: str, name: str) -> str:

@@ -2,8 +2,9 @@
 
 The value of the key is the result document itself. What a ``Result`` holds beside it is found in one of three places:
 
-- A JSON document that begins with its status takes one more field as its last, ``umbel-expires``, and is *whole*: nothing
-  else is needed to read it. Other programs ignore the field; ``read`` takes it off again.
+- A JSON document that begins with its status takes more fields as its last, ``umbel-expires`` and, of a passing state that
+  has one, ``umbel-order``, and is *whole*: nothing else is needed to read it. Other programs ignore the fields; ``read``
+  takes them off again.
 - For any other document of ours a second key, in the same slot, holds the rest and the digest of the document, so that it
   never speaks for a document that another program has put there since.
 - What another program wrote is in the form that the option ``foreign_serializer`` names, and its status is found by the
@@ -12,11 +13,15 @@ The value of the key is the result document itself. What a ``Result`` holds besi
 
 from __future__ import annotations
 
+import bz2
 import json
+import lzma
 import re
+import zlib
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from hashlib import sha1
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from attrs import frozen
 
@@ -24,9 +29,17 @@ from umbel.errors import DecodeError
 from umbel.model import FINAL_STATES, Result
 
 _EXPIRES: Final = b', "umbel-expires": '
-_TRAILER: Final = re.compile(_EXPIRES + rb"(null|[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)\}")
-_TRAILER_LENGTH: Final = 48
+_ORDER: Final = b', "umbel-order": '
+_TRAILER: Final = re.compile(_EXPIRES + rb"(null|[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)(?:" + _ORDER + rb"[0-9]+)?\}")
+_TRAILER_LENGTH: Final = 96
 _COMPRESSED: Final = b"\0celery-compressed\0"
+_DECOMPRESSORS: Final[Mapping[str, Callable[[], Any]]] = {
+    "application/x-gzip": zlib.decompressobj,
+    "application/x-bz2": bz2.BZ2Decompressor,
+    "application/x-lzma": lzma.LZMADecompressor,
+}
+_BEGINNING: Final = 4096
+"""Bytes of a compressed document that are looked at for its status."""
 
 
 @frozen
@@ -85,8 +98,8 @@ def write(result: Result) -> tuple[bytes, bytes]:
         and document.startswith(_beginnings(result.state))
         and document.endswith(b"}")
     ):
-        return document[:-1] + _trailer(result.expires), b""
-    rest = [result.state, result.content_type, result.content_encoding, result.expires]
+        return document[:-1] + _trailer(result.expires, 0 if result.final else result.order), b""
+    rest = [result.state, result.content_type, result.content_encoding, result.expires, result.order]
     side = (b"F" if result.final else b"-") + _digest(document) + json.dumps(rest).encode()
     return document, side
 
@@ -109,7 +122,7 @@ def read(task_id: str, document: bytes, side: bytes | None, form: Form) -> Resul
     if (result := whole(task_id, document)) is not None:
         return result
     if side and side[1:41] == _digest(document):
-        state, content_type, content_encoding, expires = json.loads(side[41:])
+        state, content_type, content_encoding, expires, _ = json.loads(side[41:])
         return Result(
             task_id=task_id,
             state=state,
@@ -119,9 +132,7 @@ def read(task_id: str, document: bytes, side: bytes | None, form: Form) -> Resul
             expires=expires,
         )
     if document.startswith(_COMPRESSED):
-        raise DecodeError(
-            f"the record of task {task_id} is compressed: unset result_compression where Celery writes it"
-        )
+        return _compressed(task_id, document, form)
     status = form.status.match(document)
     return Result(
         task_id=task_id,
@@ -129,6 +140,34 @@ def read(task_id: str, document: bytes, side: bytes | None, form: Form) -> Resul
         document=document,
         content_type=form.content_type,
         content_encoding=form.content_encoding,
+    )
+
+
+def _compressed(task_id: str, document: bytes, form: Form) -> Result:
+    """A document that Celery compressed; its beginning is looked at, the rest is for who reads it."""
+    name, _, body = document[len(_COMPRESSED) :].partition(b"\0")
+    compression = name.decode(errors="replace")
+    if (decompressor := _DECOMPRESSORS.get(compression)) is None:
+        raise DecodeError(
+            f"the record of task {task_id} is compressed as {compression[:40]!r}, and its state cannot be seen: set "
+            "result_compression to gzip, bzip2 or lzma where Celery writes it"
+        )
+    try:
+        status = form.status.match(decompressor().decompress(body, _BEGINNING))
+    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError):
+        status = None
+    if status is None:
+        raise DecodeError(
+            f"the record of task {task_id}, compressed by another program, is no result document in {form.content_type}:"
+            " name its form with [results.options] foreign_serializer"
+        )
+    return Result(
+        task_id=task_id,
+        state=status[1].decode(errors="replace"),
+        document=body,
+        content_type=form.content_type,
+        content_encoding=form.content_encoding,
+        compression=compression,
     )
 
 
@@ -155,8 +194,8 @@ def _beginnings(state: str) -> tuple[bytes, ...]:
 
 
 @lru_cache(1000)
-def _trailer(expires: float | None) -> bytes:
-    return _EXPIRES + json.dumps(expires).encode() + b"}"
+def _trailer(expires: float | None, order: int) -> bytes:
+    return _EXPIRES + json.dumps(expires).encode() + (_ORDER + b"%d}" % order if order else b"}")
 
 
 @lru_cache(1000)
@@ -175,18 +214,23 @@ def _digest(document: bytes) -> bytes:
 # --- in the server -------------------------------------------------------------------------------
 
 PUT: Final = r"""
--- KEYS: records. ARGV: pattern of a foreign final status; then for each record its document, its lifetime in ms ('': for ever)
--- and what goes beside it ('': nothing). A record in a final state stays.
+-- KEYS: records. ARGV: pattern of a foreign final status; then for each record its document, its lifetime in ms ('': for ever),
+-- what goes beside it ('': nothing), and its order ('': it is final). A record in a final state stays, and so does a passing
+-- one that is later. Of final records with one lifetime and nothing beside them only the documents are given, after the lifetime.
 local FINAL = {FINAL_STATES}
 -- Keys that are made here lie in the slot of the record that they are made from.
 local function side_of(record)
   if string.find(record, '{', 1, true) then return record .. '.umbel' end
   return '{' .. record .. '}.umbel'
 end
-local function ended(record)
+local function stays(record, order)
   local document = redis.call('GET', record)
   local side = redis.call('GET', side_of(record))
-  if side and string.sub(side, 2, 41) == redis.sha1hex(document) then return string.sub(side, 1, 1) == 'F' end
+  local function later(known) return order ~= '' and known and tonumber(known) > tonumber(order) end
+  if side and string.sub(side, 2, 41) == redis.sha1hex(document) then
+    return string.sub(side, 1, 1) == 'F' or later(string.match(side, ' (%d+)%]$'))
+  end
+  if later(string.match(document, ', "umbel%-order": (%d+)}$')) then return true end
   local status = string.match(document, '^%s*{%s*"status"%s*:%s*"([^"]*)"') or string.match(document, ARGV[1])
   if not status then
     local read, fields = pcall(cjson.decode, document)
@@ -202,11 +246,13 @@ local function set(key, value, lifetime, condition)
   if condition then return redis.call('SET', key, value, 'PX', lifetime, condition) end
   return redis.call('SET', key, value, 'PX', lifetime)
 end
+local alike = #ARGV == #KEYS + 2
 for number, record in ipairs(KEYS) do
-  local at = 3 * number - 1
-  local document, lifetime, side = ARGV[at], ARGV[at + 1], ARGV[at + 2]
+  local at = 4 * number - 2
+  local document, lifetime, side, order = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
+  if alike then document, lifetime, side, order = ARGV[number + 2], ARGV[2], '', '' end
   local new = set(record, document, lifetime, 'NX')
-  if new or not ended(record) then
+  if new or not stays(record, order) then
     if not new then set(record, document, lifetime) end
     if side ~= '' then
       set(side_of(record), side, lifetime)

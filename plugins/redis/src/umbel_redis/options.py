@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final, Literal
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 from attrs import Attribute, field, frozen
 
 from umbel.errors import SettingsError
 
+_NEXT: Final = re.compile(r";(?=[a-z+]+://)")
 _PORTS: Final = {"redis": 6379, "rediss": 6379, "sentinel": 26379}
 
 
@@ -26,6 +28,8 @@ class RedisOptions:
     """Before the name of every key and channel, so that several fleets can share a server."""
     db: int | None = field(default=None)
     """Number of the database, where the URL's path does not say it (``unix://``)."""
+    virtual_host: int | None = field(default=None)
+    """The same, as Celery's ``redis+socket://`` URLs say it."""
     cluster: bool = False
     """The hosts are nodes of a Redis Cluster; one that answers is enough to find the others."""
     master: str | None = None
@@ -54,9 +58,10 @@ class RedisOptions:
     """Whether the certificate must be for the host that the URL names."""
 
     @db.validator
+    @virtual_host.validator
     def _not_negative(self, attribute: Attribute[int | None], value: int | None) -> None:
         if value is not None and value < 0:
-            raise ValueError(f"db is 0 or greater, not {value}")
+            raise ValueError(f"{attribute.name} is 0 or greater, not {value}")
 
 
 @frozen(kw_only=True)
@@ -83,26 +88,29 @@ def address_of(url: str, options: RedisOptions) -> Address:
     """The server that ``url`` and ``options`` name. Raises ``SettingsError`` with every problem; shows no password.
 
     ``redis://user:password@host:6379/0``, ``rediss://…``, ``unix:///run/redis.sock`` (``db`` is an option),
-    ``sentinel://host:26379,host:26379/0`` with the option ``master``; several hosts with the option ``cluster``.
+    ``sentinel://host:26379,host:26379/0`` with the option ``master``; several hosts with the option ``cluster``. As Celery's
+    users write them: ``redis+socket:///run/redis.sock``, ``sentinel://host:26379;sentinel://host:26379``.
     """
     problems: list[str] = []
-    parts = urlsplit(url)
+    parts = urlsplit(_joined(url))
     credentials, _, netloc = parts.netloc.rpartition("@")
     username, has_password, password = credentials.partition(":")
     shown = f"{parts.scheme}://{username + (':***' if has_password else '') + '@' if credentials else ''}{netloc}{parts.path}"
     if parts.query:
         problems.append(f"{shown}: what stands after ? is read into options before a driver is made")
     path = hosts = None
-    db = options.db
-    if parts.scheme == "unix":
+    db = options.virtual_host if options.db is None else options.db
+    if parts.scheme in ("unix", "redis+socket"):
         path = unquote(parts.path)
         if netloc or not path:
-            problems.append("a unix URL names a socket after three slashes: unix:///run/redis/redis.sock?db=0")
+            problems.append(
+                f"a {parts.scheme} URL names a socket after three slashes: {parts.scheme}:///run/redis/redis.sock?db=0"
+            )
     elif parts.scheme in _PORTS:
         hosts = _hosts(netloc, _PORTS[parts.scheme], shown, problems)
         db = _db(parts, options, shown, problems)
     else:
-        problems.append(f"{parts.scheme!r} is none of redis, rediss, unix, sentinel")
+        problems.append(f"{parts.scheme!r} is none of redis, rediss, unix, redis+socket, sentinel")
     sentinel = parts.scheme == "sentinel"
     if sentinel and not options.master:
         problems.append(f"{shown} does not say which master the sentinels are to name: add ?master=NAME")
@@ -129,6 +137,21 @@ def address_of(url: str, options: RedisOptions) -> Address:
     )
 
 
+def _joined(url: str) -> str:
+    """Several URLs of sentinels with semicolons between as one with commas, user and path of the first that has one."""
+    first, *others = _NEXT.split(url)
+    if not others:
+        return url
+    if not all(each.startswith("sentinel://") for each in (first, *others)):
+        raise SettingsError(
+            ["several URLs with semicolons between name sentinels of one master: each begins with sentinel://"]
+        )
+    whole = urlsplit(first)
+    hosts = [whole.netloc, *(urlsplit(other).netloc.rpartition("@")[2] for other in others)]
+    path = next((path for path in (whole.path, *(urlsplit(other).path for other in others)) if path), "")
+    return urlunsplit(whole._replace(netloc=",".join(hosts), path=path))
+
+
 def _hosts(netloc: str, default: int, shown: str, problems: list[str]) -> list[tuple[str, int]]:
     hosts = []
     for part in netloc.split(",") if netloc else ["localhost"]:
@@ -146,6 +169,7 @@ def _db(parts: SplitResult, options: RedisOptions, shown: str, problems: list[st
     if number and not (number.isascii() and number.isdigit()):
         problems.append(f"{shown}: after the slash stands the number of the database, not {number!r}")
         return None
-    if number and options.db is not None and int(number) != options.db:
+    chosen = options.virtual_host if options.db is None else options.db
+    if number and chosen is not None and int(number) != chosen:
         problems.append(f"{shown} and the option db name different databases")
-    return int(number) if number else options.db
+    return int(number) if number else chosen

@@ -11,10 +11,11 @@ from redis.crc import key_slot
 
 from umbel.capabilities import ResultStoreCapabilities
 from umbel.errors import DecodeError, ResultRefused, ResultStoreUnavailable
-from umbel.model import Lease, Result
+from umbel.model import FINAL_STATES, Lease, Result
 from umbel.ports.clock import Clock
 from umbel.ports.result_store import ClaimStore, JoinState, JoinStore, ResultStore
 from umbel_redis import claims, documents, joins
+from umbel_redis.advice import look
 from umbel_redis.claims import Claims
 from umbel_redis.joins import Joins, milliseconds
 from umbel_redis.keys import with_prefix
@@ -59,6 +60,8 @@ class RedisResultStore(ResultStore, JoinStore, ClaimStore):
         self._form = documents.FORMS[self.options.foreign_serializer]
         self._joins = Joins(self._session, prefix)
         self._claims = Claims(self._session, prefix)
+        self._looked = False
+        """Whether the server has been asked how safe it is: before the first record is put."""
         self._waiters = Waiters(
             self._session, self._prefix, self._fetch, poll=self.options.poll_interval, patience=self.options.timeout
         )
@@ -67,6 +70,9 @@ class RedisResultStore(ResultStore, JoinStore, ClaimStore):
 
     async def put(self, results: Sequence[Result]) -> None:
         """One round trip for each node concerned, whatever the number."""
+        if not self._looked:
+            await look(self._session, "results, locks and groups")
+            self._looked = True
         for result in results:
             _check(result)
         if results:
@@ -90,11 +96,18 @@ class RedisResultStore(ResultStore, JoinStore, ClaimStore):
             yield part
 
     def _putting(self, results: Sequence[Result]) -> Command:
+        prefix, expires = self._prefix, results[0].expires
+        keys = [prefix + result.task_id for result in results]
+        written = [documents.write(result) for result in results]
+        if not any(
+            side or result.expires != expires or result.state not in FINAL_STATES
+            for result, (_, side) in zip(results, written, strict=True)
+        ):  # almost always: then they are told apart by their documents alone
+            return _PUT.on(keys, self._form.lua, _lifetime(expires), *[document for document, _ in written])
         arguments: list[bytes | str | int] = [self._form.lua]
-        for result in results:
-            document, side = documents.write(result)
-            arguments += (document, "" if result.expires is None else milliseconds(result.expires), side)
-        return _PUT.on([self._prefix + result.task_id for result in results], *arguments)
+        for result, (document, side) in zip(results, written, strict=True):
+            arguments += (document, _lifetime(result.expires), side, "" if result.final else result.order)
+        return _PUT.on(keys, *arguments)
 
     async def get(self, task_ids: Sequence[str]) -> Mapping[str, Result]:
         """Raises ``DecodeError`` too, for another program's record in a form that ``foreign_serializer`` does not name."""
@@ -165,8 +178,8 @@ class RedisResultStore(ResultStore, JoinStore, ClaimStore):
     async def claim(self, name: str, owner: str, *, lease: float, value: bytes | None = None) -> Lease:
         return await self._claims.claim(name, owner, lease=lease, value=value)
 
-    async def release(self, name: str, owner: str) -> bool:
-        return await self._claims.release(name, owner)
+    async def release(self, name: str, owner: str, *, value: bytes | None = None) -> bool:
+        return await self._claims.release(name, owner, value)
 
     async def claims(self, prefix: str = "") -> Sequence[Lease]:
         return await self._claims.claims(prefix)
@@ -178,11 +191,17 @@ class RedisResultStore(ResultStore, JoinStore, ClaimStore):
         await self._session.close()
 
 
+def _lifetime(expires: float | None) -> str | int:
+    return "" if expires is None else milliseconds(expires)
+
+
 def _check(result: Result) -> None:
     if len(result.document) > _LARGEST:
         raise ResultRefused(
             f"the record of task {result.task_id} is larger than a value in Redis may be: {_LARGEST} bytes"
         )
+    if result.task_id.isascii():
+        return
     try:
         result.task_id.encode()
     except UnicodeEncodeError:

@@ -147,6 +147,8 @@ class Session:
 
 async def _exchange(client: Client, commands: Sequence[Command]) -> list[Any]:
     """The answers, errors of single commands among them."""
+    if client.address.kind != "cluster":
+        return await client.exchange(commands)
     if len(commands) == 1:
         try:
             await client.redis.initialize()

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
-
-import msgpack  # type: ignore[import-untyped]  # msgpack's gap
 
 from umbel.errors import PublishRefused
 from umbel.model import (
@@ -22,7 +19,10 @@ from umbel.model import (
     Settlement,
     dead_letter_queue,
     evolve,
+    make_delivery,
+    make_message,
 )
+from umbel_redis import heads
 from umbel_redis.scripts import CLAIM, PUBLISH, RENEW, SETTLE
 from umbel_redis.session import Command, Value
 
@@ -71,58 +71,11 @@ class Keys:
 
 # --- messages ------------------------------------------------------------------------------------
 
-_local = threading.local()
-
-
-def _packer() -> msgpack.Packer:
-    """This thread's: a packer is not thread-safe, and costs more to make than a head to pack."""
-    try:
-        return _local.packer
-    except AttributeError:
-        _local.packer = msgpack.Packer()
-        return _local.packer
-
-
-def encode_head(message: Message) -> bytes:
-    """All of a message but body, queue and priority. Raises ``PublishRefused`` for what is not plain data."""
-    head: list[Any] = [_plain(message.headers), _plain(message.properties)]
-    kind = (message.content_type, message.content_encoding, message.due)
-    if kind != _USUAL:
-        head += kind
-    try:
-        return bytes(_packer().pack(head))
-    except (TypeError, ValueError, OverflowError) as error:
-        del _local.packer  # it may keep the beginning of what failed
-        raise PublishRefused(f"a header or property of message {message.id!r} is no plain data: {error}") from None
-
-
-_USUAL: Final = ("application/json", "utf-8", None)
-
-
-def _plain(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    return mapping if type(mapping) is dict else dict(mapping)
-
-
-_UNREADABLE: Final[tuple[Any, ...]] = ({}, {}, "application/x-unreadable", "binary", None)
-
 
 def decode_message(queue: str, level: int, head: bytes, body: bytes) -> Message:
-    """An entry that somebody else has added is a message that no codec takes: it goes the way of the unreadable."""
-    try:
-        headers, properties, *kind = msgpack.unpackb(head, strict_map_key=False)
-        content_type, content_encoding, due = kind or _USUAL
-    except (ValueError, TypeError, msgpack.UnpackException):
-        headers, properties, content_type, content_encoding, due = _UNREADABLE
-    return Message(
-        queue=queue,
-        headers=headers,
-        body=body,
-        content_type=content_type,
-        content_encoding=content_encoding,
-        priority=level,
-        due=due,
-        properties=properties,
-    )
+    """The message of an entry."""
+    headers, properties, content_type, content_encoding, due = heads.decode(head)
+    return make_message(queue, headers, body, content_type, content_encoding, level, due, properties)
 
 
 def decode_delayed(queue: str, member: bytes) -> Message:
@@ -140,7 +93,7 @@ def publishing(keys: Keys, messages: Sequence[Message], now: float) -> Iterator[
     delayed: list[Value] = []
     number = size = 0
     for message in messages:
-        head, body, level = encode_head(message), message.body, _level(message)
+        head, body, level = heads.encode(message), message.body, _level(message)
         if number and (number >= MOST_AT_ONCE or size + len(head) + len(body) > _LARGEST_AT_ONCE):
             yield _publishing(keys, ready, delayed)
             ready, delayed = {}, []
@@ -183,20 +136,22 @@ def claiming(queues: Sequence[Keys], most: int, lease: float, fence: str) -> Com
 def claimed(queues: Sequence[Keys], batches: Sequence[Any], until: float, fence: str) -> list[Delivery]:
     """The deliveries of an answer to ``claiming``; the token of each is its member in ``held``."""
     deliveries: list[Delivery] = []
-    tail = fence.encode()
+    tail = b":" + fence.encode()
     for at, level, flat, counts, starts in batches:
         queue = queues[at].queue
-        deliveries += [
-            Delivery(
-                message=decode_message(queue, level, flat[i + 1], flat[i + 2]),
-                queue=queue,
-                token=b"%d:%b:%b" % (level, flat[i], tail),
-                count=counts[i // 3] if counts else 1,
-                starts=int(starts[i // 3] or 0) if starts else 0,
-                leased_until=until,
+        mark = b"%d:" % level
+        for i in range(0, len(flat), 3):
+            id, head, body = flat[i : i + 3]
+            deliveries.append(
+                make_delivery(
+                    decode_message(queue, level, head, body),
+                    queue,
+                    mark + id + tail,
+                    counts[i // 3] if counts else 1,
+                    int(starts[i // 3] or 0) if starts else 0,
+                    until,
+                )
             )
-            for i in range(0, len(flat), 3)
-        ]
     return deliveries
 
 
@@ -210,6 +165,11 @@ def settling(
 
     A delivery that is settled twice in it has no place the second time.
     """
+    queue, most = settlements[0].delivery.queue, len(settlements)
+    done = [s.delivery.token for s in settlements if s.action is Action.ACK and s.delivery.queue == queue]
+    if len(done) == most <= MOST_AT_ONCE and len(set(done)) == most:  # almost always
+        yield SETTLE.on(keys_of(queue).all, most, *done), range(most)
+        return
     by_queue: dict[str, list[tuple[int, Settlement]]] = {}
     seen: set[bytes] = set()
     for place, settlement in enumerate(settlements):
@@ -242,7 +202,7 @@ def _settling(
         other_places.append(place)
         if settlement.action is Action.DEAD:
             buries = True
-            others += (delivery.token, "dead", encode_head(_letter(settlement, now)), "")
+            others += (delivery.token, "dead", heads.encode(_letter(settlement, now)), "")
         else:
             counts = "" if settlement.counted else f"{delivery.count - 1}:{delivery.starts}"
             others += (delivery.token, "again", math.ceil(max(0.0, settlement.delay) * 1000), counts)
@@ -279,6 +239,8 @@ def renewing(
 
 def carried_out(size: int, places: Sequence[Sequence[int]], lost: Sequence[Sequence[int]]) -> list[bool]:
     """What of a batch was carried out: what has a place in a call, less that call's ``lost``, counted from one."""
+    if len(places) == 1 and len(places[0]) == size and not lost[0]:
+        return [True] * size
     done = [False] * size
     for part, numbers in zip(places, lost, strict=True):
         for place in part:

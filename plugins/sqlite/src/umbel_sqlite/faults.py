@@ -42,7 +42,7 @@ def explain(error: Exception, file: str) -> Fault | None:
     directory = os.path.dirname(file)
     match _code_of(error):
         case sqlite3.SQLITE_FULL:
-            return Fault(f"no room for {file}: the disk, or the option max_file_size, is exhausted", permanent=True)
+            return Fault(f"no room for {file}: the disk, or the option max_file_size, is exhausted", permanent=False)
         case sqlite3.SQLITE_NOTADB:
             return Fault(f"{file} is not a SQLite database: name another file in the URL", permanent=True)
         case sqlite3.SQLITE_CORRUPT:

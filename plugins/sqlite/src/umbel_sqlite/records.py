@@ -22,7 +22,7 @@ from umbel_sqlite.connection import Schema
 
 SCHEMA: Final = Schema(
     part="results",
-    version=1,
+    version=2,
     script=(
         """CREATE TABLE umbel_results (
             seq INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -33,7 +33,8 @@ SCHEMA: Final = Schema(
             expires REAL,
             content_type TEXT NOT NULL,
             content_encoding TEXT NOT NULL,
-            document BLOB NOT NULL
+            document BLOB NOT NULL,
+            place INTEGER NOT NULL
         )""",
         "CREATE INDEX umbel_results_state ON umbel_results (state)",
         "CREATE INDEX umbel_results_expires ON umbel_results (expires) WHERE expires IS NOT NULL",
@@ -68,10 +69,11 @@ SCHEMA: Final = Schema(
 )
 
 _PUT: Final = "INSERT INTO umbel_results VALUES "
-_ROW: Final = "(?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_ROW: Final = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _OVER: Final = """ ON CONFLICT (task_id) DO UPDATE SET seq = excluded.seq, state = excluded.state, final = excluded.final,
     lifetime = excluded.lifetime, expires = excluded.expires, content_type = excluded.content_type,
-    content_encoding = excluded.content_encoding, document = excluded.document WHERE NOT final OR expires <= ?"""
+    content_encoding = excluded.content_encoding, document = excluded.document, place = excluded.place
+    WHERE (NOT final AND (excluded.final OR excluded.place >= place)) OR expires <= ?"""
 _CHUNKS: Final = (100, 10, 1)
 _RESULT: Final = "SELECT task_id, state, document, content_type, content_encoding, lifetime FROM umbel_results"
 _VISIBLE: Final = "(expires IS NULL OR expires > ?)"
@@ -135,7 +137,7 @@ class Records:
         for seq, r in enumerate(latest, self._last(db) + 1):
             expires = None if r.expires is None else now + r.expires
             about = (r.content_type, r.content_encoding, r.document)
-            rows.append((seq, r.task_id, r.state, r.final, r.expires, expires, *about))
+            rows.append((seq, r.task_id, r.state, r.final, r.expires, expires, *about, r.order))
         start = 0
         for size in _CHUNKS:
             while len(rows) - start >= size:
@@ -291,10 +293,10 @@ class Records:
             ).lastrowid
         return Lease(name=claim.name, owner=claim.owner, fence=fence, until=until, value=value)
 
-    def release(self, db: sqlite3.Connection, payloads: Sequence[tuple[str, str]]) -> Sequence[bool]:
+    def release(self, db: sqlite3.Connection, payloads: Sequence[tuple[str, str, bytes | None]]) -> Sequence[bool]:
         now = self._clock.time()
-        sql = "DELETE FROM umbel_claims WHERE name = ? AND owner = ? AND until > ?"
-        return [db.execute(sql, (*pair, now)).rowcount == 1 for pair in payloads]
+        sql = "DELETE FROM umbel_claims WHERE name = ? AND owner = ? AND value = coalesce(?, value) AND until > ?"
+        return [db.execute(sql, (*given, now)).rowcount == 1 for given in payloads]
 
     def claims(self, db: sqlite3.Connection, payloads: Sequence[str]) -> Sequence[list[Lease]]:
         now = self._clock.time()

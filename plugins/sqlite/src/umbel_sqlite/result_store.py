@@ -161,8 +161,8 @@ class SqliteResultStore(ResultStore, JoinStore, ClaimStore, QueryableStore):
         taken: Lease = await self._db.submit(self._records.claim, claim, write=True)
         return taken
 
-    async def release(self, name: str, owner: str) -> bool:
-        released: bool = await self._db.submit(self._records.release, (name, owner), write=True)
+    async def release(self, name: str, owner: str, *, value: bytes | None = None) -> bool:
+        released: bool = await self._db.submit(self._records.release, (name, owner, value), write=True)
         return released
 
     async def claims(self, prefix: str = "") -> Sequence[Lease]:

@@ -17,15 +17,17 @@ from umbel.model import Ending
 from umbel.ports.pool import Pool
 from umbel.testing.contracts.bench import Belongings, law
 from umbel.testing.contracts.pool_bench import PoolBench, Rig
+from umbel.testing.contracts.pool_crowd import CrowdLaws
 from umbel.testing.contracts.pool_limits import LimitLaws
 
 VALUES = (None, True, -(2**62), 2.5, "ü名🌸", b"\x00\xff", [1, [2, {"key": [None]}]], {"": {"deep": b""}})
 
 
-class PoolContract(LimitLaws):
+class PoolContract(LimitLaws, CrowdLaws):
     """Subclass it and give the fixture ``make_pool``: a callable that makes a pool that was not started.
 
-    Fit the kit to a slow pool with the class attributes of ``PoolLaws``.
+    A pool whose children run many jobs each gives ``make_crowd`` too. Fit the kit to a slow pool with the class attributes of
+    ``PoolLaws``.
     """
 
     @law

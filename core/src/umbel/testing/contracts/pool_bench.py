@@ -60,9 +60,11 @@ class PoolBench(Bench):
         return PoolContext(factory=factory, concurrency=concurrency or self.slots, upcall=self.answer, **fields)
 
     @asynccontextmanager
-    async def rig(self, concurrency: int | None = None, **fields: Any) -> AsyncIterator[Rig]:
+    async def rig(
+        self, concurrency: int | None = None, *, make: Callable[[], Pool] | None = None, **fields: Any
+    ) -> AsyncIterator[Rig]:
         """A started pool with a worker; stopped afterwards, when every gate is open and every job has ended once."""
-        rig = Rig(self, self.pool())
+        rig = Rig(self, (make or self._make)())
         self.all_open = False
         try:
             await rig.start(self.context(concurrency, **fields))

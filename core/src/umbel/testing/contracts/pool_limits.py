@@ -37,6 +37,16 @@ class LimitLaws(PoolLaws):
             assert await rig.value("echo", "next") == ("echo", "next")
 
     @law
+    async def test_a_job_that_runs_can_be_given_another_limit(self, bench: PoolBench) -> None:
+        async with bench.rig() as rig:
+            job_id = await rig.begin("soft", "gate", soft_time_limit=1000.0)
+            if not rig.pool.limit(job_id, time_limit=None, soft_time_limit=0.01):  # not every pool can
+                bench.open.add("gate")
+            assert (await rig.end(job_id)).ending is Ending.DONE
+            assert not rig.pool.limit(job_id, time_limit=None, soft_time_limit=0.01)
+            assert not rig.pool.limit(999_999, time_limit=None, soft_time_limit=0.01)
+
+    @law
     async def test_limits_that_are_not_reached_harm_nobody(self, bench: PoolBench) -> None:
         async with bench.rig(1) as rig:
             assert (

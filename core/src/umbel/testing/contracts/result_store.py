@@ -121,6 +121,32 @@ class ResultStoreContract(AbilityLaws):
         assert await other.get([final.task_id for final in finals]) == {final.task_id: final for final in finals}
 
     @law
+    async def test_a_passing_state_that_comes_late_changes_nothing(self, bench: StoreBench) -> None:
+        store, other, name = bench.store(), bench.store(), bench.id("1")
+
+        async def after(state: str, order: int, document: bytes, **fields: Any) -> tuple[str, bytes]:
+            await other.put([bench.result("1", state, document, order=order, **fields)])
+            found = (await store.get([name]))[name]
+            return found.state, found.document
+
+        assert await after("STARTED", 3, b'{"status": "STARTED", "n": 1}') == (
+            "STARTED",
+            b'{"status": "STARTED", "n": 1}',
+        )
+        for state, order in (("PENDING", 0), ("RECEIVED", 2)):
+            assert (await after(state, order, b"{}"))[0] == "STARTED"
+        assert await after("STARTED", 3, b"again", content_type="application/x-kit") == ("STARTED", b"again")
+        assert (await after("RECEIVED", 2, b"{}"))[0] == "STARTED"
+        assert (await after("STARTED", 2**40 + 3, b"{}"))[0] == "STARTED"
+        assert (await after("HALF WAY", 2**40 + 4, b"{}"))[0] == "HALF WAY"
+        assert (await after("STARTED", 2**40 + 3, b"{}"))[0] == "HALF WAY"
+        assert (await after("SUCCESS", 0, b"end"))[0] == "SUCCESS"
+        assert await after("RETRY", 2**50, b"{}") == ("SUCCESS", b"end")
+        both = [bench.result("2", "RETRY", b"late", order=9), bench.result("2", "STARTED", b"early", order=4)]
+        await other.put(both)
+        assert (await store.get([both[0].task_id]))[both[0].task_id].document == b"late"
+
+    @law
     async def test_the_later_of_one_call_wins(self, bench: StoreBench) -> None:
         store = bench.store()
         await store.put([bench.result("1", "RECEIVED", b"1"), bench.result("1", "STARTED", b"2")])

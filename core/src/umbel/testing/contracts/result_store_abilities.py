@@ -211,6 +211,18 @@ class AbilityLaws:
         assert second.fence > first.fence
 
     @law
+    async def test_a_claim_is_released_only_with_the_value_asked_for(self, bench: StoreBench) -> None:
+        if not bench.capabilities.claim:
+            return
+        store, other, name = _claims(bench), _claims(bench), bench.id("lock")
+        await store.claim(name, "me", lease=LONG, value=b"\x00new")
+        assert not await other.release(name, "me", value=b"old")
+        assert (await other.claim(name, "you", lease=LONG)).owner == "me"
+        assert await other.release(name, "me", value=b"\x00new")
+        await store.claim(name, "me", lease=LONG)
+        assert await other.release(name, "me", value=b"")
+
+    @law
     async def test_claims_lists_what_holds_now(self, bench: StoreBench) -> None:
         if not bench.capabilities.claim:
             return

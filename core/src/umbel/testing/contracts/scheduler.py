@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 import attrs
@@ -45,6 +45,17 @@ class SchedulerBench(Bench):
     async def lease_ends(self) -> None:
         """Let leases of ``self.lease`` seconds that were taken before this call end."""
         await self.elapse(self.lease * 1.05 + 0.02)
+
+
+def by_name(entries: Sequence[ScheduleEntry]) -> list[ScheduleEntry]:
+    return sorted(entries, key=lambda entry: entry.name)
+
+
+async def mark(scheduler: Scheduler, fence: int, name: str, **runs: Any) -> ScheduleEntry:
+    """Mark the entry as it is stored now, with ``runs``; return what was marked."""
+    ran = attrs.evolve((await scheduler.load([name]))[0], **runs)
+    assert await scheduler.mark([ran], fence=fence)
+    return ran
 
 
 class SchedulerContract:
@@ -96,9 +107,12 @@ class SchedulerContract:
             kwargs={"key": {"deep": []}},
             options={"queue": "mail", "priority": 3},
             enabled=False,
-            last_due=1.5,
+            declared=True,
             next_due=1e9 + 0.25,
+            last_due=1.5,
+            last_sent=0.5,
             total_runs=7,
+            problem="ü cannot be sent",
         )
         await scheduler.upsert([entry, bench.entry("plain")])
         found = {found.name: found for found in await scheduler.load()}
@@ -117,12 +131,30 @@ class SchedulerContract:
         scheduler = bench.scheduler()
         fence = (await scheduler.lead("me", lease=LONG)).fence
         await scheduler.upsert([bench.entry("1", next_due=100.0)])
-        ran = bench.entry("1", last_due=100.0, next_due=110.0, total_runs=3)
-        assert await scheduler.mark([ran], fence=fence)
+        ran = {"last_due": 100.0, "last_sent": 90.0, "total_runs": 3, "problem": "none"}
+        await mark(scheduler, fence, "1", **ran, next_due=110.0)
         await scheduler.upsert([attrs.evolve(bench.entry("1"), task="other", schedule={"every": 20.0}, next_due=120.0)])
         (entry,) = await scheduler.load()
         assert (entry.task, entry.schedule, entry.next_due) == ("other", {"every": 20.0}, 120.0)
-        assert (entry.last_due, entry.total_runs) == (100.0, 3)
+        assert {name: getattr(entry, name) for name in ran} == ran
+
+    @law
+    async def test_entries_are_loaded_by_name(self, bench: SchedulerBench) -> None:
+        scheduler = bench.scheduler()
+        await scheduler.upsert([bench.entry(name) for name in "abc"])
+        assert {entry.name for entry in await scheduler.load(["c", "none", "a"])} == {"a", "c"}
+        assert list(await scheduler.load(["none"])) == []
+        assert list(await scheduler.load([])) == []
+
+    @law
+    async def test_declared_entries_are_loaded_alone(self, bench: SchedulerBench) -> None:
+        scheduler = bench.scheduler()
+        await scheduler.upsert([bench.entry(name, declared=name in "bcd") for name in "abcd"])
+        assert {entry.name for entry in await scheduler.load(declared=True)} == {"b", "c", "d"}
+        assert {entry.name for entry in await scheduler.load(["a", "b"], declared=True)} == {"b"}
+        await scheduler.upsert([bench.entry("b")])
+        await scheduler.remove(["c"])
+        assert [entry.name for entry in await scheduler.load(declared=True)] == ["d"]
 
     @law
     async def test_removed_is_gone_and_counted(self, bench: SchedulerBench) -> None:
@@ -154,7 +186,7 @@ class SchedulerContract:
         scheduler = bench.scheduler()
         entries = [bench.entry(f"{n:04}", next_due=float(n)) for n in range(1000)]
         await scheduler.upsert(entries)
-        assert sorted(await scheduler.load(), key=lambda entry: entry.name) == entries
+        assert by_name(await scheduler.load()) == entries
         assert list(await scheduler.due(1e9)) == entries
 
     # --- leading --------------------------------------------------------------------------------
@@ -195,14 +227,41 @@ class SchedulerContract:
         assert after.fence > before.fence
 
     @law
+    async def test_who_leads_can_be_asked(self, bench: SchedulerBench) -> None:
+        scheduler = bench.scheduler()
+        assert await scheduler.leader() is None
+        lease = await scheduler.lead("me", lease=bench.lease)
+        told = await scheduler.leader()
+        assert told is not None
+        assert (told.owner, told.fence) == ("me", lease.fence)
+        await bench.lease_ends()
+        assert await scheduler.leader() is None
+
+    @law
     async def test_mark_records_runs(self, bench: SchedulerBench) -> None:
         scheduler = bench.scheduler()
-        await scheduler.upsert([bench.entry("1", next_due=10.0), bench.entry("2", next_due=10.0)])
+        await scheduler.upsert([bench.entry(name, next_due=10.0) for name in "12"])
         fence = (await scheduler.lead("me", lease=LONG)).fence
-        ran = [bench.entry(name, last_due=10.0, next_due=20.0, total_runs=1) for name in "12"]
+        ran = [
+            attrs.evolve(entry, last_due=10.0, last_sent=10.0, next_due=20.0, total_runs=1)
+            for entry in await scheduler.due(10.0)
+        ]
         assert await scheduler.mark(ran, fence=fence)
-        assert sorted(await scheduler.load(), key=lambda entry: entry.name) == ran
+        assert by_name(await scheduler.load()) == by_name(ran)
         assert list(await scheduler.due(19.0)) == []
+        await mark(scheduler, fence, "1", next_due=None)
+        assert [entry.name for entry in await scheduler.due(1e9)] == ["2"]
+
+    @law
+    async def test_a_mark_does_not_undo_a_change(self, bench: SchedulerBench) -> None:
+        scheduler = bench.scheduler()
+        await scheduler.upsert([bench.entry("1", next_due=10.0)])
+        fence = (await scheduler.lead("me", lease=LONG)).fence
+        (read,) = await scheduler.due(10.0)
+        await scheduler.upsert([attrs.evolve(read, task="other", next_due=15.0)])
+        assert await scheduler.mark([attrs.evolve(read, last_due=10.0, next_due=20.0, total_runs=1)], fence=fence)
+        (entry,) = await scheduler.due(15.0)
+        assert (entry.task, entry.next_due, entry.last_due, entry.total_runs) == ("other", 15.0, 10.0, 1)
 
     @law
     async def test_a_former_leader_marks_nothing(self, bench: SchedulerBench) -> None:
@@ -211,7 +270,7 @@ class SchedulerContract:
         former = (await scheduler.lead("me", lease=bench.lease)).fence
         await bench.lease_ends()
         fence = (await scheduler.lead("you", lease=LONG)).fence
-        late = attrs.evolve(entry, last_due=10.0, next_due=20.0, total_runs=1)
+        late = attrs.evolve((await scheduler.load())[0], last_due=10.0, next_due=20.0, total_runs=1)
         assert not await scheduler.mark([late], fence=former)
         assert list(await scheduler.load()) == [entry]
         assert await scheduler.mark([late], fence=fence)
@@ -222,7 +281,7 @@ class SchedulerContract:
         await scheduler.upsert([bench.entry("1", next_due=10.0)])
         fence = (await scheduler.lead("me", lease=LONG)).fence
         await scheduler.remove(["1"])
-        await scheduler.mark([bench.entry("1", last_due=10.0, total_runs=1)], fence=fence)
+        assert await scheduler.mark([bench.entry("1", last_due=10.0, total_runs=1)], fence=fence)
         assert list(await scheduler.load()) == []
 
     # --- the end --------------------------------------------------------------------------------
@@ -241,9 +300,10 @@ class SchedulerContract:
     ) -> None:
         if restart is None or not bench.capabilities.durable:
             return
-        scheduler, ran = bench.scheduler(), bench.entry("1", last_due=10.0, next_due=20.0, total_runs=1)
+        scheduler = bench.scheduler()
         await scheduler.upsert([bench.entry("1", next_due=10.0)])
-        assert await scheduler.mark([ran], fence=(await scheduler.lead("me", lease=LONG)).fence)
+        fence = (await scheduler.lead("me", lease=LONG)).fence
+        ran = await mark(scheduler, fence, "1", last_due=10.0, last_sent=10.0, next_due=20.0, total_runs=1)
         await restart()
         assert list(await bench.scheduler().load()) == [ran]
 
@@ -277,6 +337,7 @@ class SchedulerContract:
             lambda: scheduler.due(0.0),
             lambda: scheduler.mark([bench.entry("1")], fence=1),
             lambda: scheduler.lead("me", lease=1.0),
+            scheduler.leader,
         ]
         for call in calls:
             with pytest.raises(UmbelError):
