@@ -191,7 +191,10 @@ def errors() -> str:
     return page(*parts)
 
 
-PORTS: Final = ("transport", "result_store", "serializer", "compressor", "pool", "scheduler", "step", "clock")
+PORTS: Final = (
+    *("transport", "result_store", "serializer", "compressor", "pool", "scheduler"),
+    *("timetable", "step", "clock", "interruption"),
+)
 
 
 def ports() -> str:
@@ -220,7 +223,11 @@ API: Final = (
     ("app", ("Umbel",)),
     ("task", ("Task", "AsyncTask", "Request")),
     ("result", ("AsyncResult",)),
-    ("canvas.signature", ("Signature",)),
+    ("scheduling.schedules", ("Schedules",)),
+    ("scheduling.entries", ("ScheduleOptions",)),
+    ("canvas.signature", ("Canvas", "Signature")),
+    ("canvas.compose", ("Chain", "Group", "Chord")),
+    ("canvas.results", ("NodeResult", "GroupResult")),
     ("worker.worker", ("Worker",)),
     ("worker.steps", ("Step",)),
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from umbel import Umbel, hookimpl
+from umbel import Umbel, hookimpl, unique
 from umbel.errors import BrokerUnavailable, EncodeError, NotSupported, PublishRefused
 from umbel.model import Message, evolve
 from umbel.ports.clock import VirtualClock
@@ -77,6 +77,7 @@ HEADERS = [
      {"retries": 2, "replaced_task_nesting": 1, "origin": "me"}),
     ({"stamped_headers": ["a"], "stamps": {"a": 1}}, {"stamped_headers": ["a"], "stamps": {"a": 1}}),
     ({"compression": "squeeze"}, {"compression": "application/x-squeeze"}),
+    ({"key": "acme"}, {"umbel-key": "acme"}),
 ]  # fmt: skip
 
 
@@ -105,6 +106,7 @@ def test_every_option_of_a_call_is_tested_here() -> None:
     tested = {name for options, _ in HEADERS for name in options}
     tested |= {"queue", "priority", "serializer", "reply_to", "timeout", "link", "link_error", "chain", "chord"}
     tested |= {"exchange", "routing_key"}
+    tested |= unique.OPTIONS  # tests/unique
     assert tested == CallOptions.__annotations__.keys()
 
 

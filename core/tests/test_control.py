@@ -62,7 +62,8 @@ def test_active_shows_what_is_held_even_of_strangers(run: Running, fakes: Fakes)
 
 
 def test_a_task_is_revoked_from_afar(run: Running) -> None:
-    assert request(run, "revoke", task_id="a") == {"w1@here": {"ok": "tasks a flagged as revoked"}}
+    answer = {"ok": "tasks a flagged as revoked", "running": [], "waiting": []}
+    assert request(run, "revoke", task_id="a") == {"w1@here": answer}
     request(run, "revoke", task_id=["b", "c"])
     assert list(run.worker.operations.revoked) == ["a", "b", "c"]
     run.worker.app.tasks["shop.job"].apply_async(task_id="b")

@@ -29,6 +29,7 @@ from umbel.ports.clock import VirtualClock
 from umbel.protocol import exception_from_plain
 from umbel.task import Request, Task, current_request
 from umbel.worker.execution import TaskExecutor, make_executor
+from umbel.worker.outcomes import Records
 
 from .conftest import MakeApp
 from .fakes import Fakes, close_runner
@@ -52,7 +53,7 @@ class Bench:
 
     def run(self, message: Message, mode: str = "run", count: int = 1, detail: str = "") -> Outcome:
         payload = self.executor.execute((mode, message.to_plain(), "default", count, detail))
-        return Outcome.from_plain(payload)
+        return Records(self.app, "w@here").from_plain(payload, message)
 
     def __call__(self, task: Task[..., Any], *args: Any, **options: Any) -> Outcome:
         return self.run(self.message(task, *args, **options))
@@ -743,7 +744,7 @@ def strike(moment: str, exc: type[BaseException], app: Umbel, bench: Bench, monk
         case "reading":
             before(execution.TaskExecutor, "_read")
         case "before":
-            before(execution, "Request")
+            before(execution, "make_request")
         case "recording":
             before(outcomes.Records, "final")
         case "failing":

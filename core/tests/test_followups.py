@@ -10,7 +10,7 @@ import pytest
 from attrs import evolve
 
 from umbel import Umbel
-from umbel.errors import DecodeError
+from umbel.errors import DecodeError, NotSupported
 from umbel.model import Message
 from umbel.ports.clock import VirtualClock
 from umbel.protocol import Embed, Invocation, make_body, read_invocation
@@ -193,37 +193,35 @@ def test_errbacks_get_the_failed_tasks_id_in_front(app: Umbel) -> None:
 # --- what this kernel cannot carry through --------------------------------------------------------
 
 
-def test_a_chord_is_refused_and_named() -> None:
-    with pytest.raises(DecodeError, match="part of a chord, and no workflow engine is installed"):
-        followups.check_supported(Embed(chord=call("body")))
+@pytest.mark.parametrize("embed", [Embed(chord=call("body")), Embed(chain=[call("a", chord=call("body"))])])
+def test_a_chord_of_a_peers_is_refused_and_named_where_nobody_keeps_its_account(embed: Embed) -> None:
+    with pytest.raises(DecodeError, match=r"part of a chord that a peer has sent.*hooks"):
+        followups.check_supported(embed, chords_kept=False)
+    followups.check_supported(embed, chords_kept=True)
 
 
-@pytest.mark.parametrize("kind", ["chord", "xmap", "xstarmap", "chunks"])
+@pytest.mark.parametrize("kind", ["chord", "chunks"])
 @pytest.mark.parametrize("where", ["callbacks", "errbacks", "chain"])
 @pytest.mark.parametrize("deep", [False, True])
-def test_callbacks_that_need_a_workflow_engine_are_refused_and_named_however_deep(
-    kind: str, where: str, deep: bool
-) -> None:
+def test_callbacks_that_lack_what_they_are_made_of_are_refused_however_deep(kind: str, where: str, deep: bool) -> None:
     plain = composed(kind)
     if deep:
         plain = composed("chain", call("a"), composed("group", call("b"), plain))
-    with pytest.raises(DecodeError, match=f"is a {kind}, and no workflow engine is installed"):
-        followups.check_supported(Embed(**{where: [plain, call("a")]}))
+    with pytest.raises(DecodeError, match="need"):
+        followups.check_supported(Embed(**{where: [plain, call("a")]}), chords_kept=True)
 
 
-def test_a_group_before_the_end_of_a_chain_is_refused_because_nobody_would_join_it() -> None:
+def test_a_group_before_the_end_of_a_chain_needs_a_store_that_joins(app: Umbel) -> None:
     group = composed("group", call("a"), call("b"))
-    for embed in (Embed(chain=[call("next"), group]), Embed(callbacks=[composed("chain", group, call("next"))])):
-        with pytest.raises(DecodeError, match="a group before the end of a chain"):
-            followups.check_supported(embed)
-    followups.check_supported(Embed(chain=[group, call("first")]))
-    followups.check_supported(Embed(callbacks=[composed("chain", call("first"), group)]))
+    with pytest.raises(NotSupported, match=r"store that joins.*redis://"):
+        after(app, chain=[call("next"), group])
+    assert calls(after(app, chain=[group])) == [("a", [5]), ("b", [5])]
 
 
 @pytest.mark.parametrize("kwargs", [{"tasks": 3}, {"tasks": ["x"]}, {"tasks": [{"no": "task"}]}, [1]])
 def test_a_composition_that_is_malformed_is_a_decode_error(kwargs: Any) -> None:
     with pytest.raises(DecodeError):
-        followups.check_supported(Embed(callbacks=[{**composed("group"), "kwargs": kwargs}]))
+        followups.check_supported(Embed(callbacks=[{**composed("group"), "kwargs": kwargs}]), chords_kept=True)
 
 
 # --- retries --------------------------------------------------------------------------------------

@@ -18,10 +18,11 @@ from umbel.errors import (
     ResultStoreUnavailable,
     ResultTimeout,
 )
-from umbel.gateway import Gateway, LocalGateway, UplinkGateway
+from umbel.gateway import Gateway, LocalGateway
 from umbel.model import Message, QueueSpec, Result, evolve
 from umbel.ports.clock import SystemClock
 from umbel.runtime import LoopThread
+from umbel.uplink import UplinkGateway
 
 from .fakes import BlockingTransport, Broker, FakeStore, FakeTransport, Shelf, eventually
 

@@ -383,9 +383,9 @@ def test_revoking_with_terminate_ends_what_runs_and_what_waits(
 def test_revoked_ids_are_remembered_within_a_bound(
     job: Task[..., Any], fakes: Fakes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from umbel.worker import operations
+    from umbel.worker import revocations
 
-    monkeypatch.setattr(operations, "_REVOKED_KEPT", 3)
+    monkeypatch.setattr(revocations, "_MOST_TOLD", 3)
     with running(job.app, fakes) as run:
         run.worker.operations.revoke([str(n) for n in range(10)])
         assert list(run.worker.operations.revoked) == ["7", "8", "9"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from umbel.errors import SettingsError
 from umbel.worker import limits
@@ -87,3 +89,68 @@ def test_slots_are_remembered_within_a_bound(monkeypatch: pytest.MonkeyPatch) ->
         limiter.wait(f"t{n}", 1000.0)
     assert limiter.wait("t9", 1000.0) == pytest.approx(9)
     assert limiter.wait("t1", 1000.0) == pytest.approx(10)
+
+
+def test_a_crowd_that_comes_late_does_not_start_at_once() -> None:
+    """Messages whose time came while nobody looked: the rate is kept all the same."""
+    limiter = RateLimiter(10)
+    names = [f"t{n}" for n in range(60)]
+    assert sum(limiter.wait(name, 1000.0) == 0 for name in names) == 10
+    assert sum(limiter.wait(name, 1100.0) == 0 for name in names[10:]) == 10
+    assert sum(limiter.wait(name, 1100.5) == 0 for name in names[20:]) <= 5
+
+
+def test_a_place_whose_message_went_to_another_worker_is_used_by_the_next_that_comes() -> None:
+    limiter = RateLimiter(0.5)
+    limiter.wait("a", 1000.0)
+    assert limiter.wait("elsewhere", 1000.0) == pytest.approx(2)
+    assert limiter.wait("b", 1000.0) == pytest.approx(4)
+    assert limiter.wait("c", 1002.5) == 0
+    assert limiter.wait("b", 1004.5) == 0
+
+
+def test_what_waits_long_is_looked_at_again_and_keeps_its_place() -> None:
+    limiter = RateLimiter(0.1)
+    waits = [limiter.wait(f"t{n}", 1000.0) for n in range(20)]
+    assert waits[7] == limits._LONGEST
+    assert limiter.wait("t7", 1060.0) == pytest.approx(10)
+
+
+def test_another_rate_holds_at_once_and_is_no_new_burst() -> None:
+    limiter = RateLimiter(1)
+    limiter.wait("a", 1000.0)
+    for n in range(100):
+        limiter.wait(f"b{n}", 1000.0)
+    limiter.change(100, 1000.5)
+    assert limiter.rate == 100
+    assert sum(limiter.wait(f"b{n}", 1000.5) == 0 for n in range(100)) <= 100
+    slower = RateLimiter(10)
+    assert sum(slower.wait(f"c{n}", 1000.0) == 0 for n in range(20)) == 10
+    slower.change(1, 1000.0)
+    assert slower.wait("d", 1000.0) == pytest.approx(10)
+
+
+def test_a_clock_that_is_set_back_stops_nothing() -> None:
+    limiter = RateLimiter(1)
+    limiter.wait("a", 1000.0)
+    assert limiter.wait("b", 1000.0) == pytest.approx(1)
+    assert limiter.wait("b", 910.0) == pytest.approx(1)
+    assert limiter.wait("b", 911.0) == 0
+
+
+@settings(deadline=None)
+@given(
+    rate=st.sampled_from([0.2, 0.5, 1.0, 3.0, 10.0]),
+    steps=st.lists(st.tuples(st.floats(0, 3), st.integers(0, 30)), min_size=1, max_size=60),
+)
+def test_in_no_time_more_starts_than_one_second_s_worth_and_what_the_rate_adds(
+    rate: float, steps: list[tuple[float, int]]
+) -> None:
+    limiter, now, starts = RateLimiter(rate), 1000.0, []
+    for seconds, name in steps:
+        now += seconds
+        starts += [now] * (limiter.wait(f"t{name}", now) == 0)
+    burst = max(1.0, rate)
+    for first, start in enumerate(starts):
+        for last in range(first, len(starts)):
+            assert last - first + 1 <= burst + (starts[last] - start) * rate + 0.1

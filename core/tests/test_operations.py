@@ -164,6 +164,55 @@ def test_time_limits_hold_for_what_is_claimed_from_now_on(run: Running, fakes: F
         on_loop(run, lambda: run.worker.operations.time_limits("shop.job", 5, 7))
 
 
+def test_time_limits_hold_for_what_runs_and_waits_here_too_but_for_limits_of_a_call_s_own(
+    make_app: MakeApp, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Senders write the task's limits, as they know them, into every call: those are not the call's own."""
+    fakes.reserve = 3
+    app = make_app({"worker.pool": "manual", "worker.concurrency": 1})
+    job = app.task(name="shop.job", time_limit=60)(lambda: 1)
+    other = app.task(name="shop.other", time_limit=60)(lambda: 1)
+    told: dict[str, tuple[float | None, float | None]] = {}
+    with running(app, fakes) as run:
+        for task, name, options in (
+            (job, "runs", {}),
+            (job, "waits", {}),
+            (job, "own", {"time_limit": 9}),
+            (other, "other", {}),
+        ):
+            task.apply_async(task_id=name, **options)
+        ids = {fakes.pool.job(name).id: name for name in ("runs", "waits", "own", "other")}
+
+        def limit(job_id: int, *, time_limit: float | None, soft_time_limit: float | None) -> bool:
+            told[ids[job_id]] = time_limit, soft_time_limit
+            return True
+
+        monkeypatch.setattr(fakes.pool, "limit", limit)
+        on_loop(run, lambda: run.worker.operations.time_limits("shop.job", 30, 20))
+        assert told == {"runs": (30, 20), "waits": (30, 20), "own": (9, 20)}
+        on_loop(run, lambda: run.worker.operations.time_limits("shop.job", None))
+        assert told == {"runs": (None, None), "waits": (None, None), "own": (9, None)}
+        for name in ids.values():
+            fakes.pool.run(fakes.pool.job(name))
+        job.apply_async(task_id="later")
+        handed = fakes.pool.job("later")
+        assert (handed.time_limit, handed.soft_time_limit) == (None, None)
+
+
+def test_several_limits_change_at_once_or_none(run: Running, fakes: Fakes, job: Task[..., Any]) -> None:
+    operations = run.worker.operations
+    on_loop(run, lambda: operations.change_limits("shop.job", {"rate_limit": "10/s", "time_limit": 5}))
+    limits = on_loop(run, operations.limits)["shop.job"]
+    assert (limits["rate_limit"], limits["time_limit"], limits["rate_limit_scope"]) == ("10/s", 5, "worker")
+    for wrong, error in (({"queue": "mail"}, ValueError), ({"rate_limit": "often", "time_limit": 9}, SettingsError)):
+        with pytest.raises(error):
+            on_loop(run, lambda wrong=wrong: operations.change_limits("shop.job", wrong))
+    assert on_loop(run, operations.limits)["shop.job"] == limits
+    on_loop(run, lambda: operations.change_limits("shop.job", {"rate_limit": None, "time_limit": None}))
+    assert on_loop(run, operations.limits) == {}
+    assert on_loop(run, lambda: operations.limits(["shop.job"]))["shop.job"]["rate_limit"] is None
+
+
 # --- the worker itself ----------------------------------------------------------------------------
 
 

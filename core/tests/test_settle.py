@@ -25,6 +25,7 @@ ALWAYS = {
     Verdict.SUCCESS: (ACK, 0, True),
     Verdict.FAILURE: (ACK, 0, True),
     Verdict.RETRY: (ACK, 0, True),
+    Verdict.FORWARDED: (ACK, 0, True),
     Verdict.IGNORED: (ACK, 0, True),
     Verdict.EXPIRED: (ACK, 0, True),
     Verdict.REVOKED: (ACK, 0, True),

@@ -62,3 +62,28 @@ def test_a_circle_is_told_step_by_step() -> None:
 def test_a_long_chain_is_no_trouble() -> None:
     steps = [step(f"s{n}", *([f"s{n + 1}"] if n < 200 else [])) for n in range(201)]
     assert names(*steps)[0] == "s200"
+
+
+def early(name: str, *before: str) -> Step:
+    cls = type(name, (Step,), {"name": name, "before": before})
+    made: Step = cls()
+    return made
+
+
+def test_a_step_may_say_itself_what_is_to_start_after_it() -> None:
+    assert names(step("a"), step("b"), early("mine", "b")) == ["a", "mine", "b"]
+    assert names(step("a"), step("b", "a"), early("mine", "a")) == ["mine", "a", "b"]
+    assert names(step("a"), early("mine", "absent")) == ["a", "mine"]
+
+
+def test_what_two_steps_say_of_each_other_may_be_a_circle() -> None:
+    with pytest.raises(UmbelError, match="in a circle: "):
+        in_order([step("a"), step("b", "a"), type("c", (Step,), {"name": "c", "requires": ("b",), "before": ("a",)})()])
+    both = [step("a", "mine"), early("mine", "a")]
+    assert [each.name for each in in_order(both)] == ["mine", "a"]
+
+
+def test_a_string_in_the_place_of_names_is_told_from_its_letters() -> None:
+    wrong = type("a", (Step,), {"name": "a", "requires": ("pool")})()
+    with pytest.raises(UmbelError, match=r"'a': requires is a string, not a tuple: write \('pool',\)"):
+        in_order([wrong, step("pool")])

@@ -80,10 +80,13 @@ def test_every_option_of_the_decorator_is_kept(app: Umbel) -> None:
         queue="q", serializer="repr", compression="squeeze", max_retries=None, retry_delay=1, autoretry_for=(OSError,),
         dont_autoretry_for=(TimeoutError,), retry_backoff=2, retry_backoff_max=3, retry_jitter=False, ack="early",
         ignore_result=True, time_limit=4, soft_time_limit=3, rate_limit="1/s", expires=5, priority=6, max_deliveries=7,
-        track_started=True, typed=True, throws=(KeyError,), dead_letter=not TaskOptions().dead_letter,
+        track_started=True, cancel="flag", typed=True, throws=(KeyError,), dead_letter=not TaskOptions().dead_letter,
+        unique="until_done", unique_key="{x}", on_conflict="raise", rate_limit_scope="fleet", concurrency_limit=2,
+        concurrency_key="{x}",
     )  # fmt: skip
     options = attrs.asdict(given, recurse=False)
-    assert [name for name, value in options.items() if value == getattr(TaskOptions(), name)] == []
+    others = {"debounce", "debounce_max", "throttle", "throttle_edge"}  # instead of unique: tests/unique
+    assert {name for name, value in options.items() if value == getattr(TaskOptions(), name)} == others
     assert app.task(**options)(add).options == given
 
 

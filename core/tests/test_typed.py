@@ -15,9 +15,10 @@ from attrs import define
 
 from umbel import Umbel
 from umbel.errors import DecodeError, EncodeError
-from umbel.model import Message, Outcome
+from umbel.model import Message
 from umbel.task import Task
 from umbel.worker.execution import TaskExecutor
+from umbel.worker.outcomes import Records
 
 from .fakes import Fakes, close_runner
 
@@ -114,7 +115,7 @@ def run(app: Umbel, fakes: Fakes, task: Task[..., Any], *args: Any, **kwargs: An
     handle = task.delay(*args, **kwargs)
     message = fakes.broker.find(handle.id).message
     executor = TaskExecutor(app, "here")
-    outcome = Outcome.from_plain(executor.execute(("run", message.to_plain(), "default", 1, "")))
+    outcome = Records(app, "here").from_plain(executor.execute(("run", message.to_plain(), "default", 1, "")), message)
     fakes.shelf.records |= {result.task_id: result for result in outcome.results}
     close_runner(executor)
     return handle.get(1)
@@ -233,5 +234,6 @@ def test_messages_and_outcomes_are_plain_data_for_a_pipe(app: Umbel, fakes: Fake
     message = fakes.broker.find(handle.id).message
     payload = ("run", marshal.loads(marshal.dumps(message.to_plain())), "default", 1, "")
     answer = TaskExecutor(app, "here").execute(payload)
-    assert Outcome.from_plain(marshal.loads(marshal.dumps(answer))) == Outcome.from_plain(answer)
+    records = Records(app, "here")
+    assert records.from_plain(marshal.loads(marshal.dumps(answer)), message) == records.from_plain(answer, message)
     assert Message.from_plain(message.to_plain()) == message

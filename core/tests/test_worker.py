@@ -15,9 +15,9 @@ import pytest
 from umbel import Umbel, hookimpl
 from umbel.capabilities import PoolCapabilities
 from umbel.errors import BrokerUnavailable, NotSupported, PluginError, SettingsError, UmbelError
-from umbel.gateway import UplinkGateway
 from umbel.model import Action, Delivery, Settlement
 from umbel.ports.step import Step
+from umbel.uplink import UplinkGateway
 from umbel.worker import intake as intake_module
 from umbel.worker.worker import Worker
 

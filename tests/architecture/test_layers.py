@@ -11,8 +11,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / ".importlinter"
-PACKAGES = sorted(path for pattern in ("core", "plugins/*", "contrib/*") for path in ROOT.glob(f"{pattern}/src/umbel*"))
-PLUGINS = {path.name for path in PACKAGES} - {"umbel"}
+SHELVES = ("core", "shared/*", "plugins/*", "contrib/*")
+PACKAGES = sorted(path for shelf in SHELVES for path in ROOT.glob(f"{shelf}/src/umbel*"))
+LIBRARIES = {path.name for path in ROOT.glob("shared/*/src/umbel*")}
+"""What plugins are made of, and no plugins themselves."""
+PLUGINS = {path.name for path in PACKAGES} - {"umbel"} - LIBRARIES
 
 PLANTED = {
     "kernel": ("umbel/errors.py", "import umbel.model"),
@@ -46,10 +49,11 @@ def test_imports_point_downwards() -> None:
 
 def test_every_plugin_is_under_every_contract_about_plugins() -> None:
     parser = config()
-    assert set(parser["importlinter"]["root_packages"].split()) == PLUGINS | {"umbel"}
-    assert set(parser["importlinter:contract:plugin-api"]["source_modules"].split()) == PLUGINS
-    independent, kernel = parser["importlinter:contract:plugins"]["layers"].strip().splitlines()
+    assert set(parser["importlinter"]["root_packages"].split()) == PLUGINS | LIBRARIES | {"umbel"}
+    assert set(parser["importlinter:contract:plugin-api"]["source_modules"].split()) == PLUGINS | LIBRARIES
+    independent, libraries, kernel = parser["importlinter:contract:plugins"]["layers"].strip().splitlines()
     assert {name.strip() for name in independent.split("|")} == PLUGINS
+    assert {name.strip() for name in libraries.split("|")} == LIBRARIES
     assert kernel == "umbel"
 
 

@@ -80,5 +80,6 @@ def test_a_worker_imports_the_plugins_that_its_settings_name(tmp_path: Path) -> 
         "umbel_memory",
         "umbel_json",
         "umbel_threads",
+        "umbel_children",  # which the pool is made of
     }
     assert not brought & {"click", "umbel.cli", "umbel.testing", "sqlite3"}

@@ -19,14 +19,14 @@ from umbel import capabilities, errors, hookspecs, model
 from umbel.capabilities import ResultStoreCapabilities
 from umbel.cli.group import COMMANDS, root
 from umbel.model import TaskOptions
-from umbel.ports import clock, compressor, pool, result_store, scheduler, serializer, transport
+from umbel.ports import clock, compressor, pool, result_store, scheduler, serializer, timetable, transport
 from umbel.settings.schema import Settings
 from umbel.settings.structure import json_schema, reference
 from umbel.task import CallOptions
 from umbel.testing import contracts
 
 ROOT = Path(__file__).resolve().parents[2]
-PORTS = (transport, result_store, serializer, compressor, pool, scheduler, clock)
+PORTS = (transport, result_store, serializer, compressor, pool, scheduler, timetable, clock)
 
 
 def load_generator() -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 from attrs import define, field
 from brokers import Broker
-from cluster import READY, Cluster, WorkerProcess, until
+from cluster import FULL, READY, Cluster, WorkerProcess, until
 from servers.proxy import Proxy
 
 from umbel import Umbel
@@ -20,8 +20,7 @@ from umbel.errors import BrokerUnavailable
 from umbel.protocol import new_id
 from umbel.result import AsyncResult
 
-FULL = os.environ.pop("UMBEL_TEST_FULL", "") == "1"  # taken out: an app takes every UMBEL_… for a setting
-"""Everything at its full length."""
+__all__ = ["FULL", "Fleet", "Sender", "descriptors", "ready", "rss"]
 
 
 @define

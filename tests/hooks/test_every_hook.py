@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,16 @@ from umbel.model import Action, Lease, ScheduleEntry, Verdict
 from umbel.ports.clock import VirtualClock
 from umbel.ports.scheduler import Scheduler
 from umbel.ports.step import Step
+from umbel.ports.timetable import Timetable
 from umbel.testing.harness import Harness, in_memory
+from umbel.worker.logs import start_log
+
+
+class NoTimes(Timetable):
+    """Nothing is ever due."""
+
+    def next_after(self, moment: float) -> float | None:
+        return None
 
 
 class NoEntries(Scheduler):
@@ -29,7 +39,7 @@ class NoEntries(Scheduler):
     api_version: ClassVar[tuple[int, int]] = (1, 0)
     capabilities = SchedulerCapabilities()
 
-    async def load(self) -> Sequence[ScheduleEntry]:
+    async def load(self, names: Sequence[str] | None = None, *, declared: bool = False) -> Sequence[ScheduleEntry]:
         return ()
 
     async def upsert(self, entries: Sequence[ScheduleEntry]) -> None: ...
@@ -45,6 +55,9 @@ class NoEntries(Scheduler):
 
     async def lead(self, owner: str, *, lease: float) -> Lease:
         return Lease(name="leader", owner=owner, fence=1, until=0.0)
+
+    async def leader(self) -> Lease | None:
+        return None
 
     async def close(self) -> None: ...
 
@@ -94,6 +107,11 @@ class Heard:
         return NoEntries(url, clock=clock) if url.startswith("none://") else None
 
     @hookimpl
+    def umbel_make_timetable(self, schedule: Any) -> Timetable | None:
+        self.note("umbel_make_timetable", schedule=schedule)
+        return NoTimes() if "none" in schedule else None
+
+    @hookimpl
     def umbel_make_serializer(self, name: str, options: Any) -> None:
         self.note("umbel_make_serializer", name=name, options=options)
 
@@ -124,6 +142,11 @@ class Heard:
     def umbel_add_steps(self, worker: Any) -> list[Step]:
         self.note("umbel_add_steps", worker=worker)
         return [Beat(self)]
+
+    @hookimpl
+    def umbel_add_log_handlers(self, app: Any) -> list[logging.Handler]:
+        self.note("umbel_add_log_handlers", app=app)
+        return [logging.NullHandler()]
 
     @hookimpl
     def umbel_add_commands(self, cli: Any) -> None:
@@ -183,14 +206,12 @@ def story() -> tuple[Heard, Harness, str]:
         "shop", broker="memory://x", results="memory://y", plugins=[heard], settings={"codec.compression": "zlib"}
     )
     add = app.task(name="shop.add")(lambda x, y: x + y)
-    with in_memory(app, clock=VirtualClock()) as harness:
-        with harness.worker():
-            heard.note("begin")
-            handle = add.delay(2, 3)
-            harness.run_until_idle()
-            assert handle.get(10) == 6  # the middleware has added one
-            heard.note("end")
-        app.plugins.make_scheduler("none://x", {"a": 1}, harness.clock)
+    with in_memory(app, clock=VirtualClock()) as harness, harness.worker():
+        heard.note("begin")
+        handle = add.delay(2, 3)
+        harness.run_until_idle()
+        assert handle.get(10) == 6  # the middleware has added one
+        heard.note("end")
     return heard, harness, handle.id
 
 
@@ -213,14 +234,23 @@ def test_factories_are_asked_with_what_the_settings_say(story: tuple[Heard, Harn
     assert heard.given["umbel_make_pool"]["made"].name == "threads"
     assert heard.given["umbel_make_serializer"] == {"name": "json", "options": {}}
     assert heard.given["umbel_make_compressor"] == {"name": "zlib", "options": {}}
-    assert heard.given["umbel_make_scheduler"] == {"url": "none://x", "options": {"a": 1}, "clock": harness.clock}
 
 
 def test_a_scheduler_is_the_first_one_that_is_made() -> None:
-    app = Umbel("shop", plugins=[Heard()])
-    made = app.plugins.make_scheduler("none://x")
+    heard, clock = Heard(), VirtualClock()
+    app = Umbel("shop", plugins=[heard])
+    made = app.plugins.make_scheduler("none://x", {"a": 1}, clock)
+    assert heard.given["umbel_make_scheduler"] == {"url": "none://x", "options": {"a": 1}, "clock": clock}
     assert isinstance(made, NoEntries)
     assert asyncio.run(made.load()) == ()
+
+
+def test_a_timetable_is_the_first_one_that_is_made() -> None:
+    heard = Heard()
+    app = Umbel("shop", plugins=[heard])
+    assert isinstance(app.plugins.make_timetable({"none": 1}), NoTimes)
+    assert app.plugins.make_timetable({"moon": "full"}) is None
+    assert heard.given["umbel_make_timetable"] == {"schedule": {"moon": "full"}}
 
 
 def test_the_worker_tells_its_life_on_the_io_loop(story: tuple[Heard, Harness, str]) -> None:
@@ -267,6 +297,22 @@ def test_a_child_has_started_before_its_first_task(story: tuple[Heard, Harness, 
     assert heard.names.index("umbel_child_started") < heard.names.index("umbel_before_task")
     assert heard.given["umbel_child_started"]["app"] is harness.app
     assert heard.given["umbel_add_middleware"]["app"] is harness.app
+
+
+def test_plugins_say_where_the_log_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = logging.root.level
+    heard = Heard()
+    app = Umbel("shop", plugins=[heard], settings={"worker.log_level": "ERROR"})
+    try:
+        monkeypatch.setattr(logging.root, "handlers", [])
+        start_log(app)
+        (handler,) = logging.root.handlers
+        assert (type(handler), logging.root.level) == (logging.NullHandler, logging.ERROR)
+        assert heard.given["umbel_add_log_handlers"] == {"app": app}
+        start_log(app)
+        assert logging.root.handlers == [handler], "a log that is arranged for is left alone"
+    finally:
+        logging.root.setLevel(before)
 
 
 def test_an_apps_plugin_adds_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

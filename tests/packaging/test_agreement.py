@@ -53,7 +53,9 @@ BUNDLE = read(ROOT)
 VERSION = BUNDLE["project"]["version"]
 SERIES = f"~= {VERSION}"
 PLUGINS = folders("plugins/*", "contrib/*")
-MEMBERS = [ROOT / "core", *PLUGINS]
+LIBRARIES = folders("shared/*")
+"""What several plugins are made of: distributions that offer nothing by themselves."""
+MEMBERS = [ROOT / "core", *LIBRARIES, *PLUGINS]
 
 every_plugin = pytest.mark.parametrize("folder", PLUGINS, ids=lambda folder: folder.name)
 
@@ -132,6 +134,20 @@ def test_every_plugin_has_the_one_shape(folder: Path) -> None:
     assert (folder / f"src/umbel_{name}/py.typed").is_file()
     assert [path.name for path in (folder / "src").iterdir() if path.suffix != ".egg-info"] == [f"umbel_{name}"]
     assert list((folder / "tests").rglob("test_*.py")), f"{name} has no tests"
+
+
+@pytest.mark.parametrize("folder", LIBRARIES, ids=lambda folder: folder.name)
+def test_every_library_has_the_shape_of_a_plugin_and_offers_nothing(folder: Path) -> None:
+    config, template = read(folder), read(ROOT / "core")
+    project = config["project"]
+    assert config["build-system"] == template["build-system"]
+    assert project["name"] == f"umbel-{folder.name}"
+    assert project["dependencies"] == [f"umbel-core {SERIES}"]
+    assert not offered(config)
+    assert f"umbel-{folder.name}" not in str(BUNDLE["project"]), "plugins bring it"
+    assert any(f"umbel-{folder.name} {SERIES}" in read(plugin)["project"]["dependencies"] for plugin in PLUGINS)
+    assert (folder / f"src/umbel_{folder.name}/py.typed").is_file()
+    assert list((folder / "tests").rglob("test_*.py")), f"{folder.name} has no tests"
 
 
 def test_the_readme_names_every_plugin_and_alias() -> None:

@@ -134,9 +134,8 @@ KERNELS = {"umbel-core", "attrs", "cattrs", "click", "pluggy", "stevedore", "typ
 
 def test_every_wheel_is_typed_and_carries_the_licence_and_no_tests(wheelhouse: Path) -> None:
     wheels = {path.name.partition("-")[0]: path for path in wheelhouse.glob("umbel*.whl")}
-    folders = [
-        path.parent for pattern in ("core", "plugins/*", "contrib/*") for path in ROOT.glob(f"{pattern}/pyproject.toml")
-    ]
+    shelves = ("core", "shared/*", "plugins/*", "contrib/*")
+    folders = [path.parent for shelf in shelves for path in ROOT.glob(f"{shelf}/pyproject.toml")]
     assert wheels.keys() == {"umbel", *(f"umbel_{folder.name}" for folder in folders)}
     for name, path in wheels.items():
         files = ZipFile(path).namelist()
@@ -159,18 +158,18 @@ def test_the_bundle_says_its_extras(wheelhouse: Path) -> None:
 
 
 def test_umbel_brings_what_needs_no_server(bundle: Environment) -> None:
-    assert bundle.ours() == {"umbel"} | names("core", "json", "sqlite", "prefork")
+    assert bundle.ours() == {"umbel"} | names("core", "json", "sqlite", "prefork", "children")
 
 
 def test_extras_and_aliases_bring_what_they_name_and_nothing_else(installed: Make) -> None:
     environment = installed("umbel[msgpack,rabbitmq]")
-    assert environment.ours() == {"umbel"} | names("core", "json", "sqlite", "prefork", "msgpack", "amqp")
+    assert environment.ours() == {"umbel"} | names("core", "json", "sqlite", "prefork", "children", "msgpack", "amqp")
     assert environment.brought() - environment.ours() - KERNELS == {"msgpack", "pamqp"}
 
 
 def test_the_minimal_way_brings_nothing_else_and_works(installed: Make, tmp_path: Path) -> None:
     environment = installed("umbel-core", "umbel-json", "umbel-memory", "umbel-threads")
-    assert environment.brought() == KERNELS | names("json", "memory", "threads")
+    assert environment.brought() == KERNELS | names("json", "memory", "threads", "children")
     done = environment.run("python", "-c", IN_ONE_PROCESS, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "5\n"), done.stderr
 

@@ -25,6 +25,8 @@ from umbel.result import AsyncResult
 
 HERE = Path(__file__).parent
 READY = " is ready"
+FULL = os.environ.pop("UMBEL_TEST_FULL", "") == "1"  # taken out: an app takes every UMBEL_… for a setting
+"""Everything at its full length."""
 _LOG_SHOWN = 150
 """Last lines of each worker's log that a failing test shows."""
 

@@ -9,15 +9,21 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import json
+import logging
 import os
+import resource
 import signal
+import subprocess
+import threading
 import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from umbel import Umbel
-from umbel.errors import Ignore, Reject, SoftTimeLimitExceeded
+from umbel.errors import Ignore, Reject, SoftTimeLimitExceeded, TaskCancelled
 from umbel.task import current_request
 
 
@@ -46,6 +52,76 @@ def mark(what: str, value: object = None) -> None:
 
 class Unheard(BaseException):
     """An exception that `except Exception` does not see."""
+
+
+def _leave() -> object:
+    raise SystemExit(3)
+
+
+def _run_out_of_memory() -> object:
+    """Takes what its process may still have, which is little."""
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (size + (64 << 20), before[1]))
+    taken = []
+    try:
+        while True:
+            taken.append(bytearray(1 << 20))
+    finally:
+        taken.clear()
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def _recurse() -> object:
+    return _recurse()
+
+
+def _hang() -> object:
+    while True:
+        time.sleep(60)
+
+
+def _hang_deaf() -> object:
+    """Hears nothing: every signal that can be blocked is."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    return _hang()
+
+
+def _fork() -> object:
+    """Leaves a process behind that the task has not waited for."""
+    if os.fork() == 0:
+        os._exit(0)
+    return "forked"
+
+
+def _fork_and_return() -> object:
+    """The forked process returns from the task as well, as a careless one does."""
+    return "the child" if os.fork() == 0 else "the parent"
+
+
+def _close_everything() -> object:
+    """Takes its own process's connection to the worker away."""
+    os.closerange(3, 256)
+    return "closed"
+
+
+WAYS_TO_PERISH: Mapping[str, Callable[[], object]] = {
+    "raises": lambda: 1 // 0,
+    "raises SystemExit": _leave,
+    "runs out of memory": _run_out_of_memory,
+    "recurses": _recurse,
+    "returns what cannot be stored": object,
+    "exits": lambda: os._exit(7),
+    "kills itself": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "aborts": os.abort,
+    "segfaults": lambda: ctypes.string_at(0),
+    "hangs": _hang,
+    "hangs deaf": _hang_deaf,
+    "forks": _fork,
+    "returns twice": _fork_and_return,
+    "closes everything": _close_everything,
+}
+"""Every way in which a task can end badly; those that hang need a time limit."""
 
 
 def parent_of(pid: int) -> int:
@@ -133,11 +209,74 @@ def define(app: Umbel) -> Umbel:
         ctypes.string_at(0)
 
     @task()
+    def perish(how: str) -> object:
+        """Ends in one of ``WAYS_TO_PERISH``."""
+        mark("start", how)
+        return WAYS_TO_PERISH[how]()
+
+    @task()
+    def perish_once(flag: str, how: str) -> object:
+        """Perishes the first time, and leaves the file ``flag`` behind."""
+        mark("start", how)
+        if not os.path.exists(flag):
+            Path(flag).touch()
+            return WAYS_TO_PERISH[how]()
+        mark("end", how)
+        return how
+
+    @task()
+    def breed(broods: int, size: int, seconds: float) -> int:
+        """A fork bomb that ends: each of ``broods`` processes has ``size`` of its own, and all live for ``seconds``."""
+        mark("start")
+        for _ in range(broods):
+            if os.fork() == 0:
+                for _ in range(size):
+                    if os.fork() == 0:
+                        break
+                time.sleep(seconds)
+                os._exit(0)
+        mark("end")
+        return broods * (size + 1)
+
+    @task()
+    def fork_with_a_lock() -> int:
+        """Forks while another thread holds the lock of every log handler, and the forked process logs."""
+        mark("start")
+        held, over = threading.Event(), threading.Event()
+        locks = [handler.lock for handler in logging.getLogger().handlers if handler.lock is not None]
+
+        def hold() -> None:
+            with ExitStack() as stack:
+                for lock in locks:
+                    stack.enter_context(lock)
+                held.set()
+                over.wait(0.05)
+
+        holder = threading.Thread(target=hold)
+        holder.start()
+        held.wait(5)
+        pid = os.fork()
+        if pid == 0:
+            logging.getLogger("shop").warning("a forked process logs, though the lock was held before its birth")
+            os._exit(0)
+        over.set()
+        holder.join()
+        _, status = os.waitpid(pid, 0)
+        mark("end")
+        return os.waitstatus_to_exitcode(status)
+
+    @task()
     def kill_worker() -> None:
         """Kills the worker, and with it its fork server and every child."""
         mark("start")
         os.kill(parent_of(os.getppid()), signal.SIGKILL)
         time.sleep(60)
+
+    @task()
+    def leave_orphan(seconds: float) -> None:
+        """Leaves a program behind that runs on for so long."""
+        mark("start")
+        subprocess.run(["sh", "-c", f"sleep {seconds} & :"], check=True)
 
     @task()
     def die_once(flag: str, gate: str | None = None) -> None:
@@ -183,6 +322,53 @@ def define(app: Umbel) -> Umbel:
     def unspeakable() -> object:
         mark("start")
         return object()
+
+    # --- cancelled while they run ---
+
+    @task()
+    def polite() -> None:
+        mark("start")
+        try:
+            for _ in range(6000):
+                time.sleep(0.01)
+        except TaskCancelled:
+            mark("cancelled")
+            raise
+
+    @task()
+    async def polite_async() -> None:
+        mark("start")
+        try:
+            for _ in range(6000):
+                await asyncio.sleep(0.01)
+        except asyncio.CancelledError:
+            mark("cancelled")
+            raise
+
+    @task()
+    def stubborn(gate: str) -> str:
+        """Nothing that is raised in it ends it."""
+        mark("start")
+        while not os.path.exists(gate):
+            try:
+                time.sleep(0.01)
+            except TaskCancelled:
+                mark("heard")
+        mark("end")
+        return "opened"
+
+    @task(bind=True, cancel="flag")
+    def watchful(self: Any) -> str:
+        mark("start")
+        while not self.request.cancelled():
+            time.sleep(0.01)
+        mark("end")
+        return "stopped"
+
+    @task()
+    def cancel_other(task_id: str) -> bool:
+        """Cancels another task, from a worker's child."""
+        return app.result(task_id).cancel()
 
     # --- retries ---
 
@@ -290,4 +476,17 @@ def define(app: Umbel) -> Umbel:
     return app
 
 
-app = define(Umbel("shop"))
+class SteppedClock:
+    """The machine's clock, stepped by as many seconds as a file says, read at most ten times a second."""
+
+    def __init__(self, file: str) -> None:
+        self._file = Path(file)
+        self._step, self._read = 0.0, float("-inf")
+
+    def time(self) -> float:
+        if (now := time.monotonic()) - self._read > 0.1:
+            self._step, self._read = float(self._file.read_text() or 0), now
+        return time.time() + self._step
+
+
+app = define(Umbel("shop", clock=SteppedClock(os.environ["SHOP_CLOCK"]) if "SHOP_CLOCK" in os.environ else None))

@@ -39,7 +39,14 @@ url = "redis://localhost:6379/1"
 expires = "1d"
 serializer = "msgpack"
 extended = true
+track = "submit"
+accept_compression = ["zlib"]
 options = { db = 2 }
+
+[unique]
+lease = "20s"
+bound = "2d"
+lock_lease = "1m"
 
 [codec]
 serializer = "msgpack"
@@ -70,11 +77,26 @@ ignore_result = true
 time_limit = 30
 soft_time_limit = 25
 rate_limit = "100/m"
+rate_limit_scope = "fleet"
+concurrency_limit = 3
+concurrency_key = "{tenant}"
 expires = "1h"
 priority = 9
 max_deliveries = 1
 dead_letter = true
 track_started = false
+unique = "until_done"
+unique_key = "{user}"
+on_conflict = "return"
+cancel = "flag"
+
+[tasks."shop.tasks.refresh"]
+debounce = "2s"
+debounce_max = "1m"
+
+[tasks."shop.tasks.poll"]
+throttle = 10
+throttle_edge = "trailing"
 
 [schedules.nightly-report]
 task = "shop.tasks.report"
@@ -88,10 +110,39 @@ enabled = true
 [schedules.often]
 task = "shop.tasks.ping"
 every = "5s"
+jitter = "1s"
+overlap = "skip"
+catch_up = "all"
+catch_up_within = "1h"
+start = "2026-03-01"
+end = "2027-03-01T08:00+09:00"
+max_runs = 1000
+
+[schedules.once]
+task = "shop.tasks.ping"
+at = ["2026-03-01T08:00"]
+
+[schedules.lamps]
+task = "shop.tasks.lamps"
+when = { solar = "sunset", latitude = 37.57, longitude = 126.98 }
+
+[scheduler]
+url = "redis://localhost:6379/2"
+lease = "10s"
+poll = "250ms"
+remember = "2h"
+options = { db = 3 }
+
+[workflows]
+expires = "2d"
 
 [worker]
 pool = "prefork"
+with_scheduler = true
 concurrency = 4
+autoscale_min = 2
+autoscale_max = 8
+autoscale_idle = "1m"
 queues = ["default", "mail"]
 name = "w1"
 prefetch = 10
@@ -101,6 +152,7 @@ max_memory_per_child = "200MB"
 start_timeout = 60
 max_deliveries = 3
 watchdog = 30
+control = false
 log_level = "DEBUG"
 pool_options = { nice = 5 }
 
@@ -158,7 +210,8 @@ def test_a_full_file() -> None:
     assert settings.queues["mail"].arguments == {"x-max-length": 5}
     assert type(settings.tasks["shop.tasks.send_mail"].time_limit) is float
     given = {(*path[:1], item) for path, item in KEYS if path}
-    table = {(name, key) for name in ("broker", "results", "codec", "worker", "plugins") for key in document[name]}
+    single = ("broker", "results", "unique", "codec", "scheduler", "workflows", "worker", "plugins")
+    table = {(name, key) for name in single for key in document[name]}
     table |= {
         (name, key) for name in ("queues", "tasks", "schedules") for each in document[name].values() for key in each
     }
@@ -184,7 +237,7 @@ def typos(name: str) -> Iterator[str]:
 @pytest.mark.parametrize(("path", "name"), KEYS, ids=lambda value: str(value))
 def test_a_typo_names_the_right_key(path: Path_, name: str) -> None:
     known = {item.name for item in fields(SECTIONS[path])}
-    for typo in set(typos(name)) - known:
+    for typo in set(typos(name)) - known - {"schedulers", "schedulex"}:  # as near to schedules
         (problem,) = problems(sound(path, **{typo: 1}))
         assert problem.startswith(f"here: {join_key((*path, typo))} is not a setting; did you mean "), problem
         first = problem.partition("did you mean ")[2].rstrip("?").split(" or ")[0]
@@ -197,7 +250,7 @@ def test_a_typo_names_the_right_key(path: Path_, name: str) -> None:
         ({"concurrency": 4}, "did you mean [worker] concurrency?"),
         ({"broker": {"concurrency": 4}}, "did you mean [worker] concurrency?"),
         ({"worker": {"app": "shop"}}, "did you mean app above all tables?"),
-        ({"lease": 4}, "did you mean [broker] lease?"),
+        ({"lease": 4}, "did you mean [broker] lease or [unique] lease"),
         ({"broker_url": "x"}, "did you mean broker or [broker] url?"),
         ({"worker_concurrency": 4}, "did you mean [worker] concurrency?"),
         ({"broker": {"visibility_zz": 4}}, "there are url, lease, publish_timeout, options"),
@@ -392,8 +445,8 @@ def test_all_problems_of_all_sources_at_once(tmp_path: Path) -> None:
         f'{path}:12: tasks."a.b".rate_limit = "fast": rate_limit must be a rate',
         f'{path}:13: tasks."a.b".queue = 1: must be a string',
         f"{path}:14: schedules.x.task is missing; give a string",
-        f"{path}:16: schedules.y needs either crontab or every",
-        f'{path}:20: schedules.z.every = "1m": needs either crontab or every, and not both',
+        f"{path}:16: schedules.y needs one of crontab, every, at or when, and has none",
+        f'{path}:20: schedules.z.every = "1m": needs one of crontab, every, at or when, and has crontab and every',
         'environment UMBEL_WORKER__PREFETCH: worker.prefetch = "many": must be a whole number',
         "environment UMBEL_POOOL: poool is not a setting; did you mean [worker] pool (UMBEL_WORKER__POOL)?",
         "code: broker.lease = -1: must not be negative",

@@ -12,7 +12,7 @@ from umbel.capabilities import SchedulerCapabilities
 from umbel.errors import UmbelError
 from umbel.model import Lease, ScheduleEntry
 from umbel.ports.clock import Clock
-from umbel.ports.scheduler import Scheduler
+from umbel.ports.scheduler import RUNS, Scheduler
 
 NOBODY: Final = Lease(name="scheduler", owner="", fence=0, until=0.0)
 
@@ -23,11 +23,18 @@ class _Store:
 
     lock: threading.Lock = field(factory=threading.Lock)
     entries: dict[str, ScheduleEntry] = field(factory=dict)
+    revision: int = 0
+    """The last one given."""
     leader: Lease = NOBODY
     """Whoever led last; an ended lease keeps its owner and its number until another takes it."""
 
 
 _stores: Final[dict[str, _Store]] = {}
+
+
+def _runs(entry: ScheduleEntry) -> dict[str, Any]:
+    """The record of past runs."""
+    return {name: getattr(entry, name) for name in RUNS}
 
 
 class {{ cookiecutter.__class }}(Scheduler):
@@ -42,15 +49,18 @@ class {{ cookiecutter.__class }}(Scheduler):
         self._owners: set[str] = set()
         self._closed = False
 
-    async def load(self) -> Sequence[ScheduleEntry]:
+    async def load(self, names: Sequence[str] | None = None, *, declared: bool = False) -> Sequence[ScheduleEntry]:
         with self._enter().lock:
-            return list(self._store.entries.values())
+            entries = self._store.entries
+            found = [entries[name] for name in (entries if names is None else names) if name in entries]
+            return [entry for entry in found if entry.declared or not declared]
 
     async def upsert(self, entries: Sequence[ScheduleEntry]) -> None:
         with self._enter().lock:
             for entry in entries:
                 known = self._store.entries.get(entry.name, entry)
-                self._store.entries[entry.name] = evolve(entry, last_due=known.last_due, total_runs=known.total_runs)
+                self._store.revision += 1
+                self._store.entries[entry.name] = evolve(entry, **_runs(known), revision=self._store.revision)
 
     async def remove(self, names: Sequence[str]) -> int:
         with self._enter().lock:
@@ -71,9 +81,9 @@ class {{ cookiecutter.__class }}(Scheduler):
                 return False
             for entry in entries:
                 if (known := self._store.entries.get(entry.name)) is not None:  # else it was removed meanwhile
-                    self._store.entries[entry.name] = evolve(
-                        known, last_due=entry.last_due, next_due=entry.next_due, total_runs=entry.total_runs
-                    )
+                    changed = known.revision != entry.revision  # then who changed it has said when it is due
+                    next_due = known.next_due if changed else entry.next_due
+                    self._store.entries[entry.name] = evolve(known, **_runs(entry), next_due=next_due)
             return True
 
     async def lead(self, owner: str, *, lease: float) -> Lease:
@@ -85,6 +95,10 @@ class {{ cookiecutter.__class }}(Scheduler):
                 self._owners.add(owner)
                 self._store.leader = leader = evolve(leader, until=now + lease)
             return leader
+
+    async def leader(self) -> Lease | None:
+        leader = self._enter().leader
+        return leader if self.clock.time() < leader.until else None
 
     async def close(self) -> None:
         self._closed = True

@@ -215,7 +215,7 @@ class HonestChildren(HonestPool):
         self.process += 1
 
     def work(self, run: Run) -> None:
-        if run.job.payload[0] == "crash":
+        if run.job.payload[0] in ("crash", "a_crash"):
             end = Completion(job_id=run.job.id, ending=Ending.LOST, detail="signal 6 (SIGABRT)")
             self.loop.call_soon_threadsafe(self.crashed, run, end)
         else:
@@ -233,3 +233,23 @@ class HonestChildren(HonestPool):
         """The process that would run the next task."""
         self.begun += 1
         return self.process + (self.begun - 1) // (self.context.max_tasks_per_child or 1_000_000)
+
+
+class HonestCrowd(HonestChildren):
+    """Its threads play the jobs of one process: what ends the process ends them all."""
+
+    crowded = False
+
+    def kill(self, run: Run, ending: Ending) -> None:
+        super().kill(run, ending)
+        if self.crowded and not self.stopping:
+            self.take_along(Ending.COLLATERAL)
+
+    def crashed(self, run: Run, end: Completion) -> None:
+        super().crashed(run, end)
+        if self.crowded:
+            self.take_along(Ending.COLLATERAL)
+
+    def take_along(self, ending: Ending) -> None:
+        for beside in list(self.runs.values()):
+            super().kill(beside, ending)

@@ -13,7 +13,7 @@ from umbel.capabilities import ResultStoreCapabilities
 from umbel.errors import ResultStoreUnavailable
 from umbel.model import Lease, Result
 from umbel.ports.clock import Clock
-from umbel.ports.result_store import ClaimStore, JoinState, JoinStore, QueryableStore, ResultStore
+from umbel.ports.result_store import ClaimStore, JoinState, JoinStore, QueryableStore, ResultStore, replaces
 
 POLL = 0.001
 
@@ -72,7 +72,7 @@ class ModestStore(ResultStore):
 
     def settled(self, result: Result) -> bool:
         known = self.live(result.task_id)
-        return known is not None and known.final
+        return known is not None and not replaces(result, known)
 
     async def get(self, task_ids: Sequence[str]) -> Mapping[str, Result]:
         await self.enter()
@@ -193,10 +193,10 @@ class HonestStore(ModestStore, JoinStore, ClaimStore, QueryableStore):
     def next_fence(self, former: Lease | None) -> int:
         return next(self.memory.fences)
 
-    async def release(self, name: str, owner: str) -> bool:
+    async def release(self, name: str, owner: str, *, value: bytes | None = None) -> bool:
         await self.enter()
         held = self.memory.claims.get(name)
-        if held is None or not self.may_release(held, owner):
+        if held is None or not self.may_release(held, owner) or value not in (None, held.value):
             return False
         del self.memory.claims[name]
         return True

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from attrs import define, evolve, field
 
@@ -19,7 +21,13 @@ class Timetable:
     """What instances share."""
 
     entries: dict[str, ScheduleEntry] = field(factory=dict)
+    revisions: Iterator[int] = field(factory=lambda: itertools.count(1))
     leader: Lease = field(factory=lambda: Lease(name="leader", owner="", fence=0, until=0.0))
+
+
+def runs(entry: ScheduleEntry) -> dict[str, Any]:
+    """The record of past runs."""
+    return {name: getattr(entry, name) for name in ("last_due", "last_sent", "total_runs", "problem")}
 
 
 class HonestScheduler(Scheduler):
@@ -38,18 +46,21 @@ class HonestScheduler(Scheduler):
             raise UmbelError("honest:// is closed")
         await asyncio.sleep(0)
 
-    async def load(self) -> Sequence[ScheduleEntry]:
+    async def load(self, names: Sequence[str] | None = None, *, declared: bool = False) -> Sequence[ScheduleEntry]:
         await self.enter()
-        return list(self.timetable.entries.values())
+        entries = self.timetable.entries
+        found = [entries[name] for name in (entries if names is None else names) if name in entries]
+        return [entry for entry in found if entry.declared or not declared]
 
     async def upsert(self, entries: Sequence[ScheduleEntry]) -> None:
         await self.enter()
         for entry in entries:
             known = self.timetable.entries.get(entry.name)
-            self.timetable.entries[entry.name] = entry if known is None else self.merged(known, entry)
+            merged = entry if known is None else self.merged(known, entry)
+            self.timetable.entries[entry.name] = evolve(merged, revision=next(self.timetable.revisions))
 
     def merged(self, known: ScheduleEntry, entry: ScheduleEntry) -> ScheduleEntry:
-        return evolve(entry, last_due=known.last_due, total_runs=known.total_runs)
+        return evolve(entry, **runs(known))
 
     async def remove(self, names: Sequence[str]) -> int:
         await self.enter()
@@ -68,9 +79,12 @@ class HonestScheduler(Scheduler):
         if not self.leads(fence):
             return False
         for entry in entries:
-            if entry.name in self.timetable.entries:
-                self.timetable.entries[entry.name] = entry
+            if (known := self.timetable.entries.get(entry.name)) is not None:
+                self.timetable.entries[entry.name] = evolve(known, **runs(entry), next_due=self.next_due(known, entry))
         return True
+
+    def next_due(self, known: ScheduleEntry, marked: ScheduleEntry) -> float | None:
+        return marked.next_due if marked.revision == known.revision else known.next_due
 
     def leads(self, fence: int) -> bool:
         return fence == self.timetable.leader.fence
@@ -84,6 +98,11 @@ class HonestScheduler(Scheduler):
         self.owner = owner
         self.timetable.leader = evolve(leader, owner=owner, fence=fence, until=now + lease)
         return self.timetable.leader
+
+    async def leader(self) -> Lease | None:
+        await self.enter()
+        leader = self.timetable.leader
+        return leader if leader.until > self.clock.time() else None
 
     def restart(self) -> None:
         """What the backend's death does."""

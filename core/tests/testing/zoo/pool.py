@@ -16,7 +16,7 @@ from umbel.model import Completion, Ending, Job
 from umbel.ports.pool import PoolContext, Running
 from umbel.testing.contracts import PoolContract
 
-from ..honest.pool import HonestChildren, HonestPool, ModestPool, Run
+from ..honest.pool import HonestChildren, HonestCrowd, HonestPool, ModestPool, Run
 from .house import MANY, House
 
 
@@ -28,8 +28,21 @@ class PoolCage(PoolContract):
     def make_pool(self) -> Callable[[], ModestPool]:
         return self.driver
 
+    @pytest.fixture
+    def make_crowd(self) -> Callable[[], ModestPool] | None:
+        if not issubclass(self.driver, HonestCrowd):
+            return None
 
-HOUSE = House(__file__, PoolCage, ModestPool, HonestPool, HonestChildren)
+        def make() -> ModestPool:
+            pool = self.driver()
+            assert isinstance(pool, HonestCrowd)
+            pool.crowded = True
+            return pool
+
+        return make
+
+
+HOUSE = House(__file__, PoolCage, ModestPool, HonestPool, HonestChildren, HonestCrowd)
 
 
 @HOUSE.breaks("each_of_thousands_of_jobs_ends_once")
@@ -123,6 +136,12 @@ class CancelsNothing(HonestPool):
 class IgnoresTheSoftLimit(HonestPool):
     def soft_limit(self, run: Run) -> None:
         pass
+
+
+@HOUSE.breaks("a_job_that_runs_can_be_given_another_limit")
+class SaysItLimits(HonestPool):
+    def limit(self, job_id: int, *, time_limit: float | None, soft_time_limit: float | None) -> bool:
+        return job_id in self.runs
 
 
 @HOUSE.breaks("the_hard_time_limit_ends_a_job_that_does_not_listen")
@@ -290,6 +309,67 @@ class CrashesAltogether(HonestChildren):
 class NeverReplacesAChild(HonestChildren):
     def child(self) -> int:
         return self.process
+
+
+@HOUSE.breaks("a_coroutine_ends_as_any_job")
+class KnowsNoCoroutines(HonestPool):
+    def report(self, end: Completion) -> None:
+        unknown = end.payload == ("answer", 8) and self.asked == "a_ask"
+        super().report(evolve(end, payload=("answer", None)) if unknown else end)
+
+    def launch(self, run: Run) -> None:
+        self.asked = run.job.payload[0]
+        super().launch(run)
+
+
+# --- what ends a child ends all that runs in it ---
+
+
+@HOUSE.breaks("many_jobs_run_at_once_in_one_child")
+class TellsAProcessForEachJob(HonestCrowd):
+    def running(self) -> Mapping[int, Running]:
+        told = super().running()
+        if not self.crowded:
+            return told
+        return {job: evolve(running, pid=running.pid + job) for job, running in told.items()}
+
+
+@HOUSE.breaks("what_runs_beside_a_job_over_its_hard_limit_is_collateral")
+class BlamesWhatIsBesideALimit(HonestCrowd):
+    def kill(self, run: Run, ending: Ending) -> None:
+        if self.crowded and ending is Ending.TIMED_OUT:
+            HonestPool.kill(self, run, ending)
+            for beside in list(self.runs.values()):
+                HonestPool.kill(self, beside, ending)
+        else:
+            super().kill(run, ending)
+
+
+@HOUSE.breaks("what_runs_beside_a_job_that_is_cancelled_by_force_is_collateral")
+class CancelsWhatIsBeside(HonestCrowd):
+    def kill(self, run: Run, ending: Ending) -> None:
+        if self.crowded and ending is Ending.CANCELLED:
+            HonestPool.kill(self, run, ending)
+            for beside in list(self.runs.values()):
+                HonestPool.kill(self, beside, ending)
+        else:
+            super().kill(run, ending)
+
+
+@HOUSE.breaks("a_cancellation_spares_what_runs_beside")
+class KillsForEveryCancellation(HonestCrowd):
+    async def cancel(self, job_id: int, *, force: bool) -> bool:
+        return await super().cancel(job_id, force=force or self.crowded)
+
+
+@HOUSE.breaks("a_crash_of_many_is_told_of_all_that_ran_and_of_nothing_else")
+class CallsACrashReturned(HonestCrowd):
+    def crashed(self, run: Run, end: Completion) -> None:
+        if self.crowded:
+            HonestChildren.crashed(self, run, end)
+            self.take_along(Ending.RETURNED)
+        else:
+            super().crashed(run, end)
 
 
 # --- what it does not declare, it neither does nor seems to do ---

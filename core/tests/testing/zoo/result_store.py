@@ -225,6 +225,19 @@ class ReleasesForAnybody(HonestStore):
         return True
 
 
+@HOUSE.breaks("a_claim_is_released_only_with_the_value_asked_for")
+class ReleasesWithAnyValue(HonestStore):
+    async def release(self, name: str, owner: str, *, value: bytes | None = None) -> bool:
+        return await super().release(name, owner)
+
+
+@HOUSE.breaks("a_passing_state_that_comes_late_changes_nothing")
+class GoesBack(HonestStore):
+    def settled(self, result: Result) -> bool:
+        known = self.live(result.task_id)
+        return known is not None and known.final
+
+
 @HOUSE.breaks("claims_lists_what_holds_now")
 class ListsWhatHasEnded(HonestStore):
     async def claims(self, prefix: str = "") -> Sequence[Lease]:

@@ -66,7 +66,7 @@ class LeadsFromTheGrave(HonestScheduler):
         pass
 
 
-@HOUSE.breaks("one_leads", "a_leader_renews_its_lease")
+@HOUSE.breaks("one_leads", "a_leader_renews_its_lease", "who_leads_can_be_asked")
 class LetsEverybodyLead(HonestScheduler):
     async def lead(self, owner: str, *, lease: float) -> Lease:
         leader = await super().lead(owner, lease=lease)
@@ -101,8 +101,8 @@ class CountsWhatItWasAskedFor(HonestScheduler):
 
 @HOUSE.breaks("a_thousand_entries_are_kept")
 class CutsLongTimetables(HonestScheduler):
-    async def load(self) -> Sequence[ScheduleEntry]:
-        return (await super().load())[:500]
+    async def load(self, names: Sequence[str] | None = None, *, declared: bool = False) -> Sequence[ScheduleEntry]:
+        return (await super().load(names, declared=declared))[:500]
 
 
 @HOUSE.breaks("leadership_passes_on_when_its_lease_ends", "a_former_leader_marks_nothing")
@@ -126,6 +126,31 @@ class RenewsNoLead(HonestScheduler):
         )
 
 
+@HOUSE.breaks("a_mark_does_not_undo_a_change")
+class MarksOverAChange(HonestScheduler):
+    def next_due(self, known: ScheduleEntry, marked: ScheduleEntry) -> float | None:
+        return marked.next_due
+
+
+@HOUSE.breaks("entries_are_loaded_by_name")
+class LoadsThemAll(HonestScheduler):
+    async def load(self, names: Sequence[str] | None = None, *, declared: bool = False) -> Sequence[ScheduleEntry]:
+        return await super().load(names if declared else None, declared=declared)
+
+
+@HOUSE.breaks("declared_entries_are_loaded_alone")
+class TellsThemNotApart(HonestScheduler):
+    async def load(self, names: Sequence[str] | None = None, *, declared: bool = False) -> Sequence[ScheduleEntry]:
+        return await super().load(names)
+
+
+@HOUSE.breaks("who_leads_can_be_asked")
+class RemembersFormerLeaders(HonestScheduler):
+    async def leader(self) -> Lease | None:
+        await self.enter()
+        return self.timetable.leader if self.timetable.leader.owner else None
+
+
 @HOUSE.breaks("mark_records_runs")
 class MarksTheFirstOnly(HonestScheduler):
     async def mark(self, entries: Sequence[ScheduleEntry], *, fence: int) -> bool:
@@ -137,7 +162,7 @@ class BringsBackTheRemoved(HonestScheduler):
     async def mark(self, entries: Sequence[ScheduleEntry], *, fence: int) -> bool:
         done = await super().mark(entries, fence=fence)
         if done:
-            self.timetable.entries |= {entry.name: entry for entry in entries}
+            self.timetable.entries |= {e.name: e for e in entries if e.name not in self.timetable.entries}
         return done
 
 
@@ -153,10 +178,10 @@ class TakesItsEntriesAlong(HonestScheduler):
 class ForgetsRunsAtARestart(HonestScheduler):
     def restart(self) -> None:
         for name, entry in self.timetable.entries.items():
-            self.timetable.entries[name] = evolve(entry, last_due=None, total_runs=0)
+            self.timetable.entries[name] = evolve(entry, last_due=None, last_sent=None, total_runs=0)
 
 
-@HOUSE.breaks("cancelled_calls_can_be_repeated")
+@HOUSE.breaks("cancelled_calls_can_be_repeated", "declared_entries_are_loaded_alone")
 class TakesAnUpsertForDone(HonestScheduler):
     tried: frozenset[str] = frozenset()
 
@@ -183,8 +208,8 @@ class SchedulerClosesOnce(HonestScheduler):
 
 @HOUSE.breaks("use_after_close_raises")
 class LoadsAfterClose(HonestScheduler):
-    async def load(self) -> Sequence[ScheduleEntry]:
-        return [] if self.closed else await super().load()
+    async def load(self, names: Sequence[str] | None = None, *, declared: bool = False) -> Sequence[ScheduleEntry]:
+        return [] if self.closed else await super().load(names, declared=declared)
 
 
 @HOUSE.breaks("nothing_is_left_behind")
