@@ -18,7 +18,7 @@ from cluster import Cluster, InProcess, until
 from shop import define
 
 from umbel import Umbel
-from umbel.errors import ContentRefused, DecodeError, EncodeError, PublishError, PublishRefused, UnknownTask
+from umbel.errors import BrokerUnavailable, ContentRefused, DecodeError, EncodeError, PublishError, UnknownTask
 from umbel.model import HEADER_DEAD_CAUSE, Action, Message, Settlement
 from umbel.ports.clock import VirtualClock
 from umbel.ports.transport import Credit
@@ -225,7 +225,7 @@ def test_a_full_broker_refuses_the_sender_and_loses_nothing_it_has_accepted(clus
         while len(accepted) < 100:
             accepted.append(cluster.send("note", [len(accepted), "x" * 50_000]))
 
-    with pytest.raises(PublishRefused, match=r"no room.*max_file_size"):
+    with pytest.raises(BrokerUnavailable, match=r"no room.*max_file_size"):
         fill()
     assert 5 < len(accepted) < 25
     assert cluster.depth().ready == len(accepted)

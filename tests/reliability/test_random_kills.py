@@ -47,7 +47,7 @@ def test_f03_f05_no_task_is_lost_when_processes_are_killed_at_random(
     chance = random.Random(seed)
     cluster.configure(broker__lease=1.0, worker__max_deliveries=6)
     workers = [cluster.worker(wait=False), cluster.worker(wait=False)]
-    calls = [(n, 0.02 if n % 25 == 0 else 0.002) for n in range(TASKS)]
+    calls = [(n, 0.04 if n % 25 == 0 else 0.004) for n in range(TASKS)]
     sent: list[str] = []
     for start in range(0, TASKS, SENT_AT_ONCE):
         sent += [result.id for result in cluster.send_many("note", calls[start : start + SENT_AT_ONCE])]

@@ -71,7 +71,7 @@ def test_no_process_outlives_the_one_that_started_it(
             if end is not None:
                 assert len(of_folder(tmp_path)) > 1  # the script, and what it started
                 process.send_signal(end)
-                process.wait(30)
+                process.wait(90)
         finally:
             process.kill()
     until(lambda: not of_folder(tmp_path), f"nothing of {tmp_path} is left")

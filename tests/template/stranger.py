@@ -34,7 +34,7 @@ NAMES = {
     "step": "pulse",
 }
 """The plugin that each variant becomes."""
-BUNDLE = ("core", "plugins/json", "plugins/sqlite", "plugins/prefork")
+BUNDLE = ("core", "shared/children", "plugins/json", "plugins/sqlite", "plugins/prefork")
 """What ``pip install umbel`` brings."""
 
 

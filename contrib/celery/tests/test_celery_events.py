@@ -172,7 +172,7 @@ def test_what_goes_back_to_its_queue_has_not_ended(verdict: Verdict) -> None:
 @pytest.mark.parametrize("verdict", list(Verdict))
 def test_every_end_is_told_or_left_out_on_purpose(verdict: Verdict) -> None:
     told = {kind for kind, _ in end(verdict)}
-    assert bool(told) != (verdict in (Verdict.IGNORED, Verdict.RETURNED))
+    assert bool(told) != (verdict in (Verdict.IGNORED, Verdict.RETURNED, Verdict.FORWARDED))
 
 
 def test_a_revoked_task_says_whether_it_ran() -> None:

@@ -119,9 +119,9 @@ def test_flower_sees_and_commands_a_worker(
     assert "shop.gated" in flower.call(f"/worker/{WORKER}")[1]
 
     flower.press(f"/api/worker/pool/grow/{WORKER}", n=2)
-    assert flower.worker()["stats"]["pool"]["max-concurrency"] == 3
+    until(lambda: flower.worker()["stats"]["pool"]["max-concurrency"] == 3, "two slots more")
     flower.press(f"/api/worker/pool/shrink/{WORKER}", n=1)
-    assert flower.worker()["stats"]["pool"]["max-concurrency"] == 2
+    until(lambda: flower.worker()["stats"]["pool"]["max-concurrency"] == 2, "one slot less")
     assert (
         flower.press("/api/task/rate-limit/shop.add", workername=WORKER, ratelimit="10/m")
         == "new rate limit set successfully"

@@ -117,7 +117,8 @@ def test_jobs_around_a_crash_are_not_lost() -> None:
                 r.pool.submit([*before, crash, *behind])
                 assert (await r.end(crash.id)).ending is Ending.LOST
                 assert {(await r.end(job.id)).ending for job in before} == {Ending.DONE}
-                assert {(await r.end(job.id)).ending for job in behind} == {Ending.RETURNED}
+                # Given back, or run by the next child: whether its socket or its death is heard of first.
+                assert {(await r.end(job.id)).ending for job in behind} <= {Ending.RETURNED, Ending.DONE}
 
     asyncio.run(main())
 

@@ -115,7 +115,8 @@ def test_who_waits_too_long_for_a_connection_is_told_so_and_harms_no_other(make_
         ends = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 5)
         server.resume()
         assert all(isinstance(end, ResultStoreUnavailable) for end in ends)
-        assert any("option" in str(end) and "busy" in str(end) for end in ends), ends
+        # Who waited for the connection, and who waited on it, ran out of the same time: either may have been first.
+        assert all("busy" in str(end) or "does not answer in time" in str(end) for end in ends), ends
         await store.put(results(1))
         await store.close()
 

@@ -109,7 +109,7 @@ def test_a_newer_schema_is_refused(transport: Any, store: Any, message: Any, fil
         with sqlite3.connect(file) as connection:
             connection.execute("UPDATE umbel_schema SET version = version + 1")
         connection.close()
-        await _every_call_fails(f"sqlite:///{file}", "version 2 .* knows 1", PublishRefused)
+        await _every_call_fails(f"sqlite:///{file}", r"version \d+ .* knows \d+", PublishRefused)
 
     asyncio.run(main())
 

@@ -60,9 +60,16 @@ class OwnLoop:
         self.runner.close()
 
     def __del__(self) -> None:
+        if self._loop.is_closed():
+            return
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            self.runner.close()
+            pass
         else:  # garbage collected under another loop, where this one cannot run to its end
             self._loop.close()
+            return
+        try:
+            self.runner.close()
+        except ValueError:  # a collection of both has closed the loop's own sockets before it: nothing is left to close
+            return

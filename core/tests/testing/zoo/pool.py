@@ -110,7 +110,7 @@ class TellsNoDetail(HonestPool):
         return ""
 
 
-@HOUSE.breaks("the_error_of_an_upcall_is_raised_in_the_job")
+@HOUSE.breaks("the_error_of_an_upcall_is_raised_in_the_job", "a_coroutine_ends_as_any_job")
 class SwallowsErrorsOfUpcalls(HonestPool):
     def answer(self, result: Callable[[], Any]) -> Any:
         try:

@@ -433,7 +433,7 @@ class RefusesTheFormerHolder(HonestStore):
         return evolve(state, fires=state.fires and not lapsed)
 
 
-@HOUSE.breaks("the_first_final_state_of_one_call_stays")
+@HOUSE.breaks("the_first_final_state_of_one_call_stays", "a_passing_state_that_comes_late_changes_nothing")
 class KeepsTheLastOfOneCall(HonestStore):
     async def put(self, results: Sequence[Result]) -> None:
         await super().put(list({result.task_id: result for result in results}.values()))

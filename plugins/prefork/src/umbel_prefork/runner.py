@@ -205,8 +205,8 @@ class OneByOne(Runner):
     def _send_locked(self, data: bytes | memoryview) -> None:
         try:
             self._sock.sendall(data)
-        except ConnectionError:
-            leave(1)  # the parent is gone, and with it everybody who could use the rest
+        except OSError:
+            leave(1)  # the parent is gone, or a task has closed the socket: what has ended stands in the cell
 
     def _keep(
         self, sequence: int, runtime: float, payload: tuple[Any, ...] | None, other: tuple[str, str] | None
@@ -283,7 +283,7 @@ class OneByOne(Runner):
     def _read(self) -> None:
         try:
             chunk = self._sock.recv(channel.CHUNK)
-        except ConnectionError:
+        except OSError:  # the parent is gone, or a task has closed the socket
             chunk = b""
         if not chunk:
             leave(0)

@@ -220,9 +220,12 @@ class Brood:
         self._on_frames(child, frames)
 
     def _on_child_end(self, child: Child) -> None:
-        """It has closed its socket: dead, or as good as dead. The fork server tells how it ended."""
+        """It has closed its socket: dead, or cut off by a task of its own. The fork server tells how it ended."""
         if not child.server.alive:
             self._bury(child, child.failure)
+        elif child.state in (State.READY, State.LEAVING) and child.handed:
+            # What it has not begun is taken back, and the job that runs, which need not be the one that cut it off, may end.
+            self._on_child_frames(child, [(channel.RETIRING, "")])
         elif child.state not in (State.ENDING, State.KILLED):
             self.kill(child)
 

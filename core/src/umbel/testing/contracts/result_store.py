@@ -122,7 +122,7 @@ class ResultStoreContract(AbilityLaws):
 
     @law
     async def test_a_passing_state_that_comes_late_changes_nothing(self, bench: StoreBench) -> None:
-        store, other, name = bench.store(), bench.store(), bench.id("1")
+        other, store, name = bench.store(), bench.store(), bench.id("1")  # who asked is made last
 
         async def after(state: str, order: int, document: bytes, **fields: Any) -> tuple[str, bytes]:
             await other.put([bench.result("1", state, document, order=order, **fields)])
