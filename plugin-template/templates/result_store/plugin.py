@@ -1,15 +1,18 @@
 """``{{ cookiecutter.name }}:///folder``: a result store that is a folder, for any number of processes that see it.
 
 A task has at most two files: its latest state that is not final, and its final one. The final file is *linked* into its
-place, which fails if one is there: the first final record stays, and needs no lock.
+place, which fails if one is there: the first final record stays, and needs no lock. Of the others the later in the task's
+life stays (``Result.order``), whoever comes last: they are compared and replaced under a lock on the folder.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
 from urllib.parse import quote, unquote, urlsplit
@@ -21,14 +24,14 @@ from umbel.capabilities import ResultStoreCapabilities
 from umbel.errors import ResultStoreUnavailable, SettingsError
 from umbel.model import Result
 from umbel.ports.clock import Clock
-from umbel.ports.result_store import ResultStore, surviving
+from umbel.ports.result_store import ResultStore, replaces, surviving
 
 T = TypeVar("T")
 
 SCHEME: Final = "{{ cookiecutter.name }}"
 
 
-FIELDS: Final = ("task_id", "state", "content_type", "content_encoding", "expires")
+FIELDS: Final = ("task_id", "state", "content_type", "content_encoding", "expires", "order")
 """What is kept of a record beside its document."""
 
 
@@ -144,11 +147,21 @@ class {{ cookiecutter.__class }}(ResultStore):
             if result.final:
                 os.link(draft, final)
             else:
-                os.replace(draft, state)
+                with self._alone():
+                    known = self._read(state)
+                    if known is None or replaces(result, known):
+                        os.replace(draft, state)
         except FileExistsError:
             pass  # another was quicker, and what is final stays
         finally:
             draft.unlink(missing_ok=True)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the folder against every other process and thread; the system frees it if this one dies."""
+        with (self._folder / "lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def _forget(self, task_ids: Iterable[str]) -> None:
         for task_id in task_ids:
