@@ -631,8 +631,15 @@ class FakePool(Pool):
 
 def close_runner(executor: Executor) -> None:
     """Let go of the calling thread's event loop, if async tasks have made one: it lives as long as its thread."""
-    if (threads := getattr(executor, "_threads", None)) is not None:
-        threads.loop = None
+    threads = getattr(executor, "_threads", None)
+    own = getattr(threads, "loop", None)
+    if threads is None or own is None:
+        return
+    threads.loop = None
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        own.close()  # not left to a collection, which may find its sockets first and warn of them
 
 
 # --- the plugin -----------------------------------------------------------------------------------

@@ -86,14 +86,14 @@ def test_a_task_that_looks_for_it_stops_where_it_likes_and_has_succeeded(cluster
 
 def test_a_delayed_task_and_one_that_waits_for_a_retry_are_revoked_when_they_come(cluster: Cluster) -> None:
     cluster.worker()
-    delayed = cluster.send("note", 1, countdown=0.5)
+    delayed = cluster.send("note", 1, countdown=3)
     flaky = cluster.send("flaky", 5, 0.3)
     cluster.ledger.wait_start(flaky.id)
     delayed.revoke()
     flaky.revoke()
     for result in (delayed, flaky):
         with pytest.raises(TaskRevoked):
-            result.get(timeout=10)
+            result.get(timeout=20)
     assert cluster.ledger.starts(delayed.id) == []
     assert len(cluster.ledger.starts(flaky.id)) <= 2
 
