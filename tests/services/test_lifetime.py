@@ -17,7 +17,8 @@ from servers.redis import RedisServer
 SUPPORT = Path(__file__).parents[1] / "support"
 
 STARTS = """\
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell inherits that it is ignored
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 sys.path.insert(0, {support!r})
