@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from servers.process import free_port
 
 from umbel.cli.group import root
 
@@ -25,6 +26,9 @@ def add(x, y): return x + y
 
 @app.task
 def quick(): ...
+
+@app.task(unique="until_done")
+def once(): ...
 """
 SETTINGS = """
 timezone = "Asia/Seoul"
@@ -127,3 +131,17 @@ def test_who_leads_and_where_entries_are(umbel: Umbel) -> None:
     umbel("config", "check")
     wrong = ("-o", "schedules.x.task=office.quick", "-o", "schedules.x.crontab=61 * * * *")
     assert "61 is no minute" in umbel(*wrong, "config", "check", status=1)
+
+
+def test_a_store_that_cannot_be_reached_is_told_in_one_sentence(umbel: Umbel) -> None:
+    away = ("-o", f"scheduler.url=redis://127.0.0.1:{free_port()}/0", "-o", "scheduler.options.timeout=2")
+    for arguments in (("schedule", "list"), ("schedule", "pause", "e"), ("scheduler", "--status"), ("scheduler",)):
+        said = umbel(*away, *arguments, status=1).splitlines()[-1]
+        assert said.startswith("Error: "), said
+        assert "127.0.0.1" in said
+
+
+def test_a_unique_task_that_is_not_sent_is_told(umbel: Umbel) -> None:
+    umbel("schedule", "create", "e", "office.once", "--every", "1h")
+    umbel("schedule", "trigger", "e")
+    assert "has the same unique key" in umbel("schedule", "trigger", "e", status=1)

@@ -3,115 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
-import uuid
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import pytest
 from cluster import Cluster, until
+from schedule_site import Counted, Site
 
 from umbel import Umbel, hookimpl
 from umbel.errors import (
-    BrokerUnavailable,
     NotSupported,
     ResultStoreUnavailable,
     ScheduleRefused,
+    SchedulerUnavailable,
     SettingsError,
+    UmbelError,
     UnknownSchedule,
 )
-from umbel.model import Lease, Message, ScheduleEntry
-from umbel.ports.scheduler import Scheduler
+from umbel.model import Lease, ScheduleEntry
 from umbel.ports.timetable import Timetable
-from umbel.ports.transport import Transport
-from umbel.scheduling.runs import HEADER_COPY, HEADER_DUE, HEADER_SCHEDULE, run_message
+from umbel.scheduling.runs import HEADER_COPY, HEADER_DUE, run_message
 from umbel.scheduling.terms import run_id
 from umbel.scheduling.timetables import Every
-
-MakeApp = Callable[..., Umbel]
-
-
-class Site:
-    """An app in memory whose tasks note their starts."""
-
-    def __init__(self, url: str, settings: Mapping[str, Any], plugins: Sequence[object] = ()) -> None:
-        chosen = {
-            "worker.pool": "threads",
-            "worker.concurrency": 4,
-            "worker.grace": 2,
-            "worker.with_scheduler": True,
-            "scheduler.lease": 1,
-            "scheduler.poll": 0.1,
-        }
-        chosen = {**chosen, "results.url": url, **settings}
-        self.app = Umbel("s", broker=url, settings=chosen, plugins=[*plugins, self])
-        self.starts: list[tuple[str, str, float]] = []
-        """What, id, when."""
-        self.ready = threading.Event()
-        self.gate = threading.Event()
-
-        @self.app.task(name="note", bind=True)
-        def note(task: Any, what: str = "") -> None:
-            self.starts.append((what, task.request.id, time.time()))
-
-        @self.app.task(name="slow", bind=True)
-        def slow(task: Any) -> None:
-            self.starts.append(("slow", task.request.id, time.time()))
-            self.gate.wait(20)
-
-        @self.app.task(name="quiet", ignore_result=True)
-        def quiet() -> None: ...
-
-        @self.app.task(name="twice", bind=True, max_retries=1)
-        def twice(task: Any) -> None:
-            self.starts.append(("twice", task.request.id, time.time()))
-            if not task.request.retries:
-                raise task.retry(countdown=0.05)
-
-    @hookimpl
-    def umbel_worker_ready(self) -> None:
-        self.ready.set()
-
-    def said(self, what: str) -> list[str]:
-        return [task_id for said, task_id, _ in self.starts if said == what]
-
-    def wait(self, what: str, number: int = 1) -> None:
-        until(lambda: len(self.said(what)) >= number, f"{number} starts of {what}", timeout=10)
-
-    @contextmanager
-    def working(self) -> Iterator[None]:
-        self.ready.clear()
-        worker = self.app.worker()
-        thread = threading.Thread(target=worker.run)
-        thread.start()
-        try:
-            assert self.ready.wait(10)
-            yield
-        finally:
-            self.gate.set()
-            worker.request_stop()
-            thread.join(20)
-            self.app.close()
-        assert worker.failure is None
-
-
-@pytest.fixture
-def url() -> str:
-    return f"memory://{uuid.uuid4().hex}"
-
-
-@pytest.fixture
-def make(url: str) -> Callable[..., Site]:
-    """``make(**settings)``: a site; all of one test have the same broker and stores."""
-
-    def made(plugins: Sequence[object] = (), **settings: Any) -> Site:
-        return Site(url, {key.replace("__", "."): value for key, value in settings.items()}, plugins)
-
-    return made
-
 
 # --- declaring and reconciling --------------------------------------------------------------------
 
@@ -180,6 +94,16 @@ def test_a_declaration_that_is_wrong_is_told_at_the_start_with_all_others(make: 
         assert any(reason in problem for problem in told.value.problems), (reason, told.value.problems)
     with pytest.raises(ScheduleRefused, match="'a' is declared twice"):
         site.app.schedule("note", "a", every=1)
+
+
+def test_a_run_has_a_record_from_its_sending_on_where_tasks_have_one(make: Callable[..., Site]) -> None:
+    site = make(
+        results__track="submit", schedules={"e": {"task": "note", "every": 0.2, "options": {"countdown": 3600}}}
+    )
+    with site.working():
+        until(lambda: [e for e in site.app.schedules.list() if e.total_runs], "a run is sent")
+        entry = site.app.schedules.get("e")
+        assert site.app.result(run_id("e", entry.last_sent or 0.0)).state == "PENDING"
 
 
 # --- the API --------------------------------------------------------------------------------------
@@ -373,32 +297,8 @@ def test_an_entry_that_cannot_be_sent_stops_no_other(make: Callable[..., Site]) 
     assert len(set(site.said("good"))) == len(site.said("good"))
 
 
-class Doubtful:
-    """Makes the broker take messages and not say so."""
-
-    def __init__(self) -> None:
-        self.doubts = 4
-        self.taken: Counter[str] = Counter()
-
-    @hookimpl(wrapper=True)
-    def umbel_make_transport(self) -> Any:
-        transport: Transport = yield
-        publish = transport.publish
-
-        async def doubtful(messages: Sequence[Message], *, timeout: float) -> None:
-            await publish(messages, timeout=timeout)
-            scheduled = [message for message in messages if HEADER_SCHEDULE in message.headers]
-            self.taken.update(message.id for message in scheduled)
-            if scheduled and self.doubts:
-                self.doubts -= 1
-                raise BrokerUnavailable("the answer is lost")
-
-        transport.publish = doubtful  # type: ignore[method-assign]  # the fault
-        return transport
-
-
 def test_a_run_whose_publishing_was_in_doubt_starts_once(make: Callable[..., Site]) -> None:
-    broker = Doubtful()
+    broker = Counted(doubts=4)
     site = make([broker], schedules={"e": {"task": "note", "every": 0.4, "args": ["x"], "catch_up": "all"}})
     with site.working():
         until(lambda: not broker.doubts and len(set(site.said("x"))) > 5, "it goes on", timeout=20)
@@ -427,29 +327,8 @@ def test_copies_of_one_run_start_once_but_retries_and_redeliveries_do_start(make
         site.wait("twice", 3)
 
 
-class Usurper:
-    """Makes the first marks of a scheduler come too late: another has led meanwhile, and has let go."""
-
-    def __init__(self) -> None:
-        self.late = 3
-
-    @hookimpl(wrapper=True)
-    def umbel_make_scheduler(self) -> Any:
-        store: Scheduler = yield
-        mark = store.mark
-
-        async def marked(entries: Sequence[ScheduleEntry], *, fence: int) -> bool:
-            if self.late:
-                self.late -= 1
-                return False
-            return await mark(entries, fence=fence)
-
-        store.mark = marked  # type: ignore[method-assign]  # the fault
-        return store
-
-
 def test_what_a_former_leader_has_sent_and_not_marked_starts_once(make: Callable[..., Site]) -> None:
-    usurper = Usurper()
+    usurper = Counted(late=3)
     site = make([usurper], schedules={"e": {"task": "note", "every": 0.3, "args": ["x"], "catch_up": "all"}})
     with site.working():
         site.wait("x", 6)
@@ -524,3 +403,62 @@ def test_a_run_waits_until_the_store_can_say_that_it_is_the_only_one(make: Calla
         assert site.app.result(site.said("x")[0]).get(timeout=5) is None
     assert store.silent == 0
     assert len(site.said("x")) == 1
+
+
+class Dumb:
+    """Makes a store say nothing to some calls for a while."""
+
+    def __init__(self, **silent: int) -> None:
+        self.silent = silent
+        """Calls by name, and how many of each."""
+
+    def strike(self, store: Any, error: UmbelError) -> Any:
+        for name in self.silent:
+            setattr(store, name, self._striking(name, getattr(store, name), error))
+        return store
+
+    def _striking(self, name: str, call: Callable[..., Any], error: UmbelError) -> Callable[..., Any]:
+        async def struck(*arguments: Any, **more: Any) -> Any:
+            if self.silent[name]:
+                self.silent[name] -= 1
+                raise error
+            return await call(*arguments, **more)
+
+        return struck
+
+
+class DumbScheduler(Dumb):
+    @hookimpl(wrapper=True)
+    def umbel_make_scheduler(self) -> Any:
+        return self.strike((yield), SchedulerUnavailable("no answer"))
+
+
+class DumbResults(Dumb):
+    @hookimpl(wrapper=True)
+    def umbel_make_result_store(self) -> Any:
+        return self.strike((yield), ResultStoreUnavailable("no answer"))
+
+
+def test_a_store_of_entries_that_does_not_answer_is_waited_for(make: Callable[..., Site]) -> None:
+    store = DumbScheduler(lead=2, due=2, mark=2, load=1)
+    site = make([store], schedules={"e": {"task": "note", "every": 0.2, "args": ["x"], "catch_up": "all"}})
+    with site.working():
+        site.wait("x", 4)
+        until(lambda: not any(store.silent.values()), "it has been silent as often as it was to be")
+        site.wait("x", len(site.said("x")) + 2)
+    assert len(site.said("x")) == len(set(site.said("x")))
+
+
+def test_only_who_asks_the_results_waits_for_them(make: Callable[..., Site]) -> None:
+    store = DumbResults(get=1_000_000)
+    every = {"task": "note", "every": 0.2, "catch_up": "all"}
+    site = make(
+        [store], schedules={"asks": {**every, "args": ["asks"], "overlap": "skip"}, "e": {**every, "args": ["x"]}}
+    )
+    with site.working():
+        site.wait("asks")
+        until(lambda: store.silent["get"] < 1_000_000, "it has asked in vain")
+        site.wait("x", len(site.said("x")) + 10)
+        assert len(site.said("asks")) == 1
+        store.silent["get"] = 0
+        site.wait("asks", 2)

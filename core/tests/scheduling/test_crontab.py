@@ -116,6 +116,7 @@ def test_celery_s_names_make_the_string() -> None:
     assert crontab(minute=0, hour="*/3, 5", day_of_week="mon", day_of_month="1-7", month_of_year=6) == (
         "0 */3,5 1-7 6 mon"
     )
+    assert crontab(minute=[0, 30], hour=(6, "18-20"), day_of_week={1}) == "0,30 6,18-20 * * 1"
     with pytest.raises(ValueError, match="no hour"):
         crontab(hour=25)
 
@@ -212,6 +213,7 @@ def some_crontab(random: random.Random, near: datetime) -> str:
     return f"{minute} {hour} {day} {month} {weekday}"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_every_change_of_the_clocks_is_walked_through() -> None:
     chosen = sorted(available_timezones() - {"localtime"}) if FULL else ZONES

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -12,8 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel.ports.timetable import Timetable
+from umbel.scheduling.clockwork import slots
 from umbel.scheduling.crontab import Crontab
-from umbel.scheduling.timetables import Dates, Every, following, moment_of, timetable
+from umbel.scheduling.terms import Terms
+from umbel.scheduling.timetables import Dates, Every, moment_of, timetable
+
+
+def following(table: Timetable, after: float, number: int) -> list[float]:
+    return list(islice(slots(Terms(when={}), table, after), number))
 
 
 def nobody(schedule: Mapping[str, Any]) -> Timetable | None:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Final
 from attrs import define, evolve, field
 
 from umbel.capabilities import SchedulerCapabilities
-from umbel.errors import UmbelError
+from umbel.errors import SchedulerUnavailable
 from umbel.model import Lease, ScheduleEntry
 from umbel.ports.clock import Clock
 from umbel.ports.scheduler import RUNS, Scheduler
@@ -108,5 +108,5 @@ class {{ cookiecutter.__class }}(Scheduler):
 
     def _enter(self) -> _Store:
         if self._closed:
-            raise UmbelError(f"this scheduler at {self.url} is closed; make a new instance")
+            raise SchedulerUnavailable(f"this scheduler at {self.url} is closed; make a new instance")
         return self._store

@@ -347,7 +347,7 @@ def test_a_step_of_the_clock_in_another_thread_wakes_a_consumer() -> None:
         stepping = threading.Thread(target=bench.clock.advance, args=(DAY,))
         stepping.start()
         assert ids(await waiting) == ["1"]
-        stepping.join()
+        stepping.join(30)
 
     run(test)
 

@@ -6,6 +6,7 @@ import contextlib
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,7 @@ def message() -> Callable[..., Message]:
 def process(file: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
     """Run the body of an ``async def main(url)`` in another process; killed at the end if it still runs."""
     started: list[subprocess.Popen[str]] = []
+    limits: list[threading.Timer] = []
 
     def start(body: str) -> subprocess.Popen[str]:
         script = (
@@ -107,9 +109,15 @@ def process(file: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
             [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         started.append(child)
+        # Whoever waits for its words, perhaps in a thread that cannot be interrupted, waits no longer than this.
+        limit = threading.Timer(60, child.kill)
+        limit.daemon = True
+        limit.start()
+        limits.append(limit)
         return child
 
     yield start
-    for child in started:
+    for child, limit in zip(started, limits, strict=True):
+        limit.cancel()
         child.kill()
-        child.communicate()
+        child.communicate(timeout=30)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import multiprocessing
 import os
+import signal
 import sqlite3
 import sys
 import time
@@ -85,7 +86,7 @@ def test_a_killed_consumer_loses_nothing(process: Any, transport: Any, take: Any
             taken = json.loads(await asyncio.to_thread(child.stdout.readline))
             assert taken == [[str(i), 1] for i in range(5)]
             child.kill()
-            child.wait()
+            child.wait(30)
             assert (await t.depth(["q"]))["q"].leased == 5
             credit = Credit(9)
             async for batch in t.consume(["q"], credit=credit, lease=30):
@@ -235,6 +236,8 @@ def _in_child(work: Any) -> None:
     child = os.fork()
     if child == 0:
         try:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(30)  # a child that waits for ever would keep its parent waiting
             work()
         except BaseException:
             traceback.print_exc()
@@ -349,7 +352,7 @@ def test_multiprocessing_by_fork_works_beside_a_transport(transport: Any, messag
             await t.publish([message("1")], timeout=5)
             child = multiprocessing.get_context("fork").Process(target=os.getpid)
             child.start()
-            await asyncio.to_thread(child.join)
+            await asyncio.to_thread(child.join, 30)
             assert child.exitcode == 0
             assert len(await t.peek("q")) == 1
 

@@ -12,6 +12,7 @@ from umbel.cli.output import clean, confirm, emit, moment, pairs, shorten, table
 from umbel.cli.parsing import duration, value_of
 from umbel.cli.session import Group, Session, json_option, pass_session
 from umbel.errors import UmbelError, UnknownTask
+from umbel.schedule_store import to_plain
 
 if TYPE_CHECKING:
     from umbel.app import Umbel
@@ -75,7 +76,7 @@ def list_(session: Session, *, as_json: bool) -> None:
     app = session.app()
     entries = app.schedules.list()
     if as_json:
-        emit([_document(app, entry) for entry in entries])
+        emit([_document(entry) for entry in entries])
         return
     rows = [
         (
@@ -94,19 +95,21 @@ def list_(session: Session, *, as_json: bool) -> None:
         click.echo(f"declared, and added when a scheduler starts: {', '.join(map(clean, missing))}", err=True)
 
 
-@command.command("show")
-@click.argument("name")
-@json_option
-@pass_session
-def show(session: Session, *, name: str, as_json: bool) -> None:
-    """Show one entry, and its next runs.
+def _of_one(word: str, call: str, text: str) -> None:
+    """A command that takes a name, and prints the entry that ``Schedules.<call>`` gives."""
 
-    \b
-    Example:
-      umbel -A tasks schedule show nightly
-    """
-    app = session.app()
-    _print(app, app.schedules.get(name), as_json=as_json)
+    @command.command(word, help=f"{text}\n\n\b\nExample:\n  umbel -A tasks schedule {word} nightly")
+    @click.argument("name")
+    @json_option
+    @pass_session
+    def run(session: Session, *, name: str, as_json: bool) -> None:
+        app = session.app()
+        _print(app, getattr(app.schedules, call)(name), as_json=as_json)
+
+
+_of_one("show", "get", "Show one entry, and its next runs.")
+_of_one("pause", "pause", "Send nothing of an entry until it is resumed.")
+_of_one("resume", "resume", "Go on with a paused entry. What was due in the meantime is not made up for.")
 
 
 @command.command("create")
@@ -156,51 +159,25 @@ def change(session: Session, /, *, name: str, task: str | None, as_json: bool, *
     _print(app, app.schedules.change(name, **changes), as_json=as_json)
 
 
-@command.command("pause")
-@click.argument("name")
-@json_option
-@pass_session
-def pause(session: Session, *, name: str, as_json: bool) -> None:
-    """Send nothing of an entry until it is resumed.
-
-    \b
-    Example:
-      umbel -A tasks schedule pause nightly
-    """
-    app = session.app()
-    _print(app, app.schedules.pause(name), as_json=as_json)
-
-
-@command.command("resume")
-@click.argument("name")
-@json_option
-@pass_session
-def resume(session: Session, *, name: str, as_json: bool) -> None:
-    """Go on with a paused entry. What was due in the meantime is not made up for.
-
-    \b
-    Example:
-      umbel -A tasks schedule resume nightly
-    """
-    app = session.app()
-    _print(app, app.schedules.resume(name), as_json=as_json)
-
-
 @command.command("trigger")
 @click.argument("name")
 @json_option
 @pass_session
 def trigger(session: Session, *, name: str, as_json: bool) -> None:
-    """Send the task of an entry once, now. Prints the task's id.
+    """Send the task of an entry once, now. Prints the task's id; of a unique task that is not sent, why.
 
     \b
     Example:
       umbel -A tasks schedule trigger nightly
     """
+    from umbel.result import NotSent
+
     app = session.app()
     if session.has_tasks:
         app.load_tasks()
     sent = app.schedules.trigger(name)
+    if isinstance(sent, NotSent):
+        raise sent.why
     if as_json:
         emit({"task_id": sent.id})
     else:
@@ -306,22 +283,9 @@ def _state(entry: ScheduleEntry) -> str:
     return ", ".join(words) or ("declared" if entry.declared else "")
 
 
-def _document(app: Umbel, entry: ScheduleEntry) -> dict[str, Any]:
-    return {
-        "name": entry.name,
-        "task": entry.task,
-        "args": list(entry.args),
-        "kwargs": dict(entry.kwargs),
-        "options": dict(entry.options),
-        **entry.schedule,
-        "enabled": entry.enabled,
-        "declared": entry.declared,
-        "next_due": entry.next_due,
-        "last_due": entry.last_due,
-        "last_sent": entry.last_sent,
-        "total_runs": entry.total_runs,
-        "problem": entry.problem,
-    }
+def _document(entry: ScheduleEntry) -> dict[str, Any]:
+    plain = {name: value for name, value in to_plain(entry).items() if name not in ("schedule", "revision")}
+    return {**plain, **entry.schedule}
 
 
 def _print(app: Umbel, entry: ScheduleEntry, *, as_json: bool) -> None:
@@ -330,7 +294,7 @@ def _print(app: Umbel, entry: ScheduleEntry, *, as_json: bool) -> None:
     except (UmbelError, ValueError):  # what is wrong with it is among its fields
         upcoming = []
     if as_json:
-        emit({**_document(app, entry), "upcoming": list(upcoming)})
+        emit({**_document(entry), "upcoming": list(upcoming)})
         return
     schedule = {name: value for name, value in entry.schedule.items() if name not in ("when", "timezone", "since")}
     rows = [

@@ -15,7 +15,11 @@ from umbel.ports.options import NoOptions
 
 
 class Scheduler(ABC):
-    """Keeps periodic entries. The clockwork, which decides what is due, is the kernel's."""
+    """Keeps periodic entries. The clockwork, which decides what is due, is the kernel's.
+
+    Every coroutine raises ``SchedulerUnavailable`` where the store cannot be reached, does not answer, or is closed; then a
+    change may have been made, and the call may be repeated.
+    """
 
     api_version: ClassVar[tuple[int, int]] = (1, 0)
     Options: ClassVar[type] = NoOptions
@@ -58,7 +62,10 @@ class Scheduler(ABC):
 
     @abstractmethod
     async def lead(self, owner: str, *, lease: float) -> Lease:
-        """Take or renew leadership for ``lease`` seconds; returns the lease of whoever leads now."""
+        """Take or renew leadership for ``lease`` seconds; returns the lease of whoever leads now.
+
+        With a ``lease`` of 0, ``owner`` gives up what it has: nobody leads then, or another as before.
+        """
 
     @abstractmethod
     async def leader(self) -> Lease | None:

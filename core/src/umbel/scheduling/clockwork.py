@@ -7,7 +7,7 @@ A *slot* is a due time of the timetable, before jitter. ``ScheduleEntry.last_due
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from attrs import evolve, frozen
 
@@ -18,7 +18,7 @@ from umbel.scheduling.terms import Terms, put_off
 AT_ONCE = 100
 """Slots of one entry that one decision sends; what is left over is due at once again."""
 LOOK_AGAIN = 1.0
-"""Seconds after which a run that waits for the end of the earlier one looks again."""
+"""Seconds after which a run that waits for something looks again: mostly for the end of the earlier one."""
 
 
 @frozen(kw_only=True)
@@ -73,7 +73,7 @@ def decide(entry: ScheduleEntry, terms: Terms, table: Timetable, *, now: float, 
     cancel = None
     if chosen and terms.overlap != "allow":
         if running and terms.overlap == "queue":
-            return Decision(send=(), after=evolve(entry, next_due=now + LOOK_AGAIN))
+            return look_again(entry, now)
         if running and terms.overlap == "skip":
             chosen, passed_over = [], "the earlier run has not ended"
         else:  # several at once would overlap each other; of a queue, the others stay due
@@ -81,15 +81,27 @@ def decide(entry: ScheduleEntry, terms: Terms, table: Timetable, *, now: float, 
             cancel = entry.last_sent if running else None
     if terms.max_runs is not None:
         chosen = chosen[: max(0, terms.max_runs - entry.total_runs)]
-    marked = evolve(
+    done = marked(entry, terms, table, last_due=chosen[-1] if chosen else last, sent=chosen)
+    return Decision(send=tuple(chosen), after=done, cancel=cancel, passed_over=passed_over)
+
+
+def marked(
+    entry: ScheduleEntry, terms: Terms, table: Timetable, *, last_due: float | None, sent: Sequence[float]
+) -> ScheduleEntry:
+    """``entry`` once its slots up to ``last_due`` are dealt with, of which those of ``sent`` were sent."""
+    done = evolve(
         entry,
-        last_due=chosen[-1] if chosen else last,
-        last_sent=chosen[-1] if chosen else entry.last_sent,
-        total_runs=entry.total_runs + len(chosen),
+        last_due=last_due,
+        last_sent=sent[-1] if sent else entry.last_sent,
+        total_runs=entry.total_runs + len(sent),
         problem="",
     )
-    marked = evolve(marked, next_due=next_due(marked, terms, table))
-    return Decision(send=tuple(chosen), after=marked, cancel=cancel, passed_over=passed_over)
+    return evolve(done, next_due=next_due(done, terms, table))
+
+
+def look_again(entry: ScheduleEntry, now: float) -> Decision:
+    """Nothing yet: it is due again soon."""
+    return Decision(send=(), after=evolve(entry, next_due=now + LOOK_AGAIN))
 
 
 def _end_of_due(name: str, terms: Terms, table: Timetable, after: float, now: float) -> float:

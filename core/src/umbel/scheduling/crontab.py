@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime, timedelta, tzinfo
 from functools import lru_cache
 from typing import Final
@@ -43,6 +43,10 @@ _LAST_YEAR: Final = 9998
 _PART: Final = re.compile(r"(\*|\w+)(?:-(\w+))?(?:/(\w+))?")
 _FARTHEST: Final = 366 * 41
 """Days within which an expression that is possible at all is due: 29 February on one weekday, over 2100 too."""
+
+
+Part = int | str | Iterable[int | str]
+"""What a field is made of: a number, text, or several of them."""
 
 
 @frozen
@@ -147,15 +151,16 @@ def parse(text: str) -> Expression:
 
 
 def crontab(
-    minute: int | str = "*",
-    hour: int | str = "*",
-    day_of_week: int | str = "*",
-    day_of_month: int | str = "*",
-    month_of_year: int | str = "*",
+    minute: Part = "*",
+    hour: Part = "*",
+    day_of_week: Part = "*",
+    day_of_month: Part = "*",
+    month_of_year: Part = "*",
 ) -> str:
     """The five-field string of what Celery's ``crontab`` is given, by the same names. Raises ``ValueError``."""
-    text = " ".join(str(part).replace(" ", "") for part in (minute, hour, day_of_month, month_of_year, day_of_week))
-    return parse(text).text
+    parts = (minute, hour, day_of_month, month_of_year, day_of_week)
+    said = (str(part) if isinstance(part, int | str) else ",".join(map(str, part)) for part in parts)
+    return parse(" ".join(part.replace(" ", "") for part in said)).text
 
 
 @frozen

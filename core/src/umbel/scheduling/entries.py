@@ -7,14 +7,14 @@ from datetime import datetime, timedelta, tzinfo
 from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack
 from zoneinfo import ZoneInfo
 
-from attrs import evolve
+from attrs import evolve, fields
 
 from umbel.errors import EncodeError, NotSupported, ScheduleRefused
 from umbel.model import ScheduleEntry
 from umbel.ports.scheduler import definition_of
 from umbel.ports.timetable import Timetable
 from umbel.scheduling.clockwork import next_due
-from umbel.scheduling.runs import check_overlap, run_message, sentence
+from umbel.scheduling.runs import check_overlap, plan_of, run_message, sentence
 from umbel.scheduling.terms import Terms, terms_of
 from umbel.scheduling.timetables import moment_of, timetable
 from umbel.settings.units import parse_seconds
@@ -81,20 +81,9 @@ def make_entry(
 def change_entry(app: Umbel, known: ScheduleEntry, changes: Mapping[str, Any]) -> ScheduleEntry:
     """``known`` with ``changes``; due from now on, if when it is due is among them. Raises ``ScheduleRefused``."""
     terms = terms_of(known)
-    given: dict[str, Any] = {
-        "args": known.args,
-        "kwargs": known.kwargs,
-        "options": known.options,
-        "enabled": not terms.disabled,
-        "overlap": terms.overlap,
-        "catch_up": terms.catch_up,
-        "catch_up_within": terms.catch_up_within,
-        "jitter": terms.jitter,
-        "max_runs": terms.max_runs,
-        "start": terms.start,
-        "end": terms.end,
-        "timezone": terms.timezone,
-    }
+    given: dict[str, Any] = {name: getattr(known, name) for name in ("args", "kwargs", "options")}
+    given |= {field.name: getattr(terms, field.name) for field in fields(Terms) if field.name in _KNOWN - {"when"}}
+    given["enabled"] = not terms.disabled
     changes = dict(changes)
     task = changes.pop("task", known.task)
     if not changes.keys() & set(_WHEN):
@@ -180,6 +169,7 @@ def _checked(app: Umbel, name: str, task: str, record: Mapping[str, Any], given:
         )
         definition_of(entry)
         run_message(app, entry, 0.0)
+        plan_of(app, entry)
     except (EncodeError, ValueError, TypeError, NotSupported) as error:
         raise ScheduleRefused(f"schedule {name!r}: {sentence(error)}") from error
     check_overlap(app, entry, terms.overlap)

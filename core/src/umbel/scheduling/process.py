@@ -9,8 +9,6 @@ import threading
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from umbel.errors import UmbelError
-from umbel.gateway import LocalGateway
 from umbel.scheduling.service import SchedulerService
 
 if TYPE_CHECKING:
@@ -56,9 +54,7 @@ class SchedulerProcess:
         self.request_stop()
 
     async def _main(self) -> None:
-        gateway = self.app.gateway
-        if not isinstance(gateway, LocalGateway):
-            raise UmbelError("a scheduler cannot be started inside a worker's child")
+        gateway = self.service.gateway
         running = asyncio.create_task(self.service.run(), name="umbel-scheduler")
         told = asyncio.create_task(self._stop.wait())
         try:
@@ -72,4 +68,4 @@ class SchedulerProcess:
                 task.cancel()
             await asyncio.wait([running, told])
             await gateway.close_components()  # gives the lead up
-            logger.info("%s has stopped; it sent %d", self.service.owner, self.service.figures.sent)
+            logger.info("%s has stopped; it sent %d", self.service.owner, self.service.sent)

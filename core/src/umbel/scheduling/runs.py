@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from umbel import unique
+from umbel.claiming import claims_of
 from umbel.errors import NotSupported, UmbelError
+from umbel.gateway import LocalGateway
 from umbel.model import Message, ScheduleEntry, TaskOptions
 from umbel.protocol import format_time, new_id
 from umbel.scheduling.terms import run_id
@@ -24,6 +27,9 @@ HEADER_SCHEDULE: Final = "umbel-schedule"
 HEADER_DUE: Final = "umbel-due"
 """The due time, ISO 8601."""
 
+START: Final = "umbel-run:"
+"""Before a run's id: the name of the claim by which one message of the run may start."""
+
 _NOT_TO_BE_GIVEN: Final = ("task_id", "timeout", "eta")
 
 
@@ -35,7 +41,7 @@ def run_message(app: Umbel, entry: ScheduleEntry, slot: float) -> Message:
 
 def call_message(app: Umbel, entry: ScheduleEntry, *, task_id: str, headers: Mapping[str, Any]) -> Message:
     """The message of a call of the entry's task, with the entry's options. Raises as ``run_message``."""
-    options: dict[str, Any] = dict(entry.options)
+    options: dict[str, Any] = {name: value for name, value in entry.options.items() if name not in unique.OPTIONS}
     for name in _NOT_TO_BE_GIVEN:
         if name in options:
             raise ValueError(f"options may not have {name}: a schedule sets the ids and times of its runs itself")
@@ -43,9 +49,26 @@ def call_message(app: Umbel, entry: ScheduleEntry, *, task_id: str, headers: Map
     kwargs = dict(entry.kwargs)
     if entry.task in app.tasks:
         return app.tasks[entry.task].message(entry.args, kwargs, **options)
-    effective = app.options_of(entry.task, TaskOptions())
+    effective = _options_of(app, entry.task)
     options.setdefault("ignore_result", True if effective.ignore_result else None)
     return app.client.message(entry.task, entry.args, kwargs, effective, **cast("Any", options))
+
+
+def plan_of(app: Umbel, entry: ScheduleEntry) -> unique.Plan | None:
+    """How calls of the entry's task are unique; None: they are not. Raises as ``run_message``, ``NotSupported`` where the
+    result store keeps no claims."""
+    options, call = _options_of(app, entry.task), dict(entry.options)
+    if not unique.wanted(options, call):
+        return None
+    if isinstance(app.gateway, LocalGateway):
+        claims_of(app.gateway.store, "unique tasks")
+    if entry.task in app.tasks:
+        return app.tasks[entry.task].unique_plan(entry.args, entry.kwargs, call)
+    return unique.plan(entry.task, entry.args, entry.kwargs, options, call)
+
+
+def _options_of(app: Umbel, task: str) -> TaskOptions:
+    return app.tasks[task].options if task in app.tasks else app.options_of(task, TaskOptions())
 
 
 def check_overlap(app: Umbel, entry: ScheduleEntry, overlap: str) -> None:
@@ -62,12 +85,8 @@ def check_overlap(app: Umbel, entry: ScheduleEntry, overlap: str) -> None:
         reason = (
             "the store of [results] url gives results to their caller only: take one that keeps them (redis, sqlite)"
         )
-    else:
-        declared = (
-            app.tasks[entry.task].options if entry.task in app.tasks else app.options_of(entry.task, TaskOptions())
-        )
-        if entry.options.get("ignore_result", declared.ignore_result):
-            reason = f"task {entry.task!r} stores no result: take its ignore_result away"
+    elif entry.options.get("ignore_result", _options_of(app, entry.task).ignore_result):
+        reason = f"task {entry.task!r} stores no result: take its ignore_result away"
     if reason:
         raise NotSupported(
             f"schedule {entry.name!r} has overlap = {overlap!r}, and nobody could tell when a run has ended: {reason}, or "

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack, cast, overload
 from urllib.parse import urlsplit
 
 import attrs
 from attrs import evolve, frozen
 
+from umbel import unique
 from umbel.errors import NotSupported, ScheduleRefused, SettingsError, UnknownSchedule
-from umbel.model import ScheduleEntry
+from umbel.model import Message, ScheduleEntry
 from umbel.plugins.kinds import SCHEDULER
 from umbel.protocol import new_id
 from umbel.result import AsyncResult
 from umbel.schedule_store import to_plain
 from umbel.scheduling.clockwork import base, slots
 from umbel.scheduling.entries import ScheduleOptions, change_entry, make_entry, planned, reconcile, table_of
-from umbel.scheduling.runs import HEADER_SCHEDULE, call_message, sentence
-from umbel.scheduling.terms import put_off, terms_of
+from umbel.scheduling.runs import HEADER_SCHEDULE, call_message, plan_of, sentence
+from umbel.scheduling.terms import Terms, put_off, terms_of
 
 if TYPE_CHECKING:
     from umbel.app import Umbel
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from umbel.settings.schema import ScheduleSettings
     from umbel.task import Task
 
+_OPEN: Final[tuple[object, ...]] = (None, (), {})
 T = TypeVar("T", bound="Task[..., Any]")
 
 
@@ -42,7 +44,7 @@ class SchedulerAddress:
 class Schedules:
     """The entries of an app. Thread-safe; each call that asks the store blocks, and has an awaitable twin ``a…``.
 
-    Works in scripts, in event loops (``a…``), and inside tasks. All raise ``ResultStoreUnavailable`` where the store cannot be
+    Works in scripts, in event loops (``a…``), and inside tasks. All raise ``SchedulerUnavailable`` where the store cannot be
     reached, and ``SettingsError`` where there is none. What is changed takes effect in a running scheduler within a second.
     """
 
@@ -98,18 +100,16 @@ class Schedules:
     async def reconcile(self) -> tuple[Sequence[str], Sequence[str]]:
         """Make the stored entries those that are declared, and leave alone those made at run time. What a scheduler does
         when it begins to lead. Returns the names of those that were added or changed, and of those that were removed."""
-        declared = self.declared()
-        stored = {entry.name: entry for entry in await self._load(None, declared=True)}
-        stored |= {entry.name: entry for entry in await self._load([entry.name for entry in declared])}
+        declared, ask = self.declared(), self._app.gateway.aask
+        stored = {entry.name: entry for entry in _sorted(await ask("schedules.load", (None, True)))}
+        named = await ask("schedules.load", ([entry.name for entry in declared], False))
+        stored |= {entry.name: entry for entry in _sorted(named)}
         upserts, removals = reconcile(self._app, declared, list(stored.values()))
         if upserts:
-            await self._app.gateway.aask("schedules.upsert", [to_plain(entry) for entry in upserts])
+            await ask("schedules.upsert", [to_plain(entry) for entry in upserts])
         if removals:
-            await self._app.gateway.aask("schedules.remove", removals)
+            await ask("schedules.remove", removals)
         return [entry.name for entry in upserts], removals
-
-    async def _load(self, names: Sequence[str] | None, *, declared: bool = False) -> Sequence[ScheduleEntry]:
-        return _sorted(await self._app.gateway.aask("schedules.load", (names, declared)))
 
     # --- looking --------------------------------------------------------------------------------
 
@@ -204,15 +204,20 @@ class Schedules:
     def trigger(self, name: str) -> AsyncResult[Any]:
         """Send the task of an entry once, now, whatever its schedule and its overlap policy say; needs no scheduler.
 
-        It does not count among the entry's runs. Raises ``UnknownSchedule``, and as ``Task.delay``.
+        It does not count among the entry's runs. A unique task is sent as by ``Task.delay``. Raises ``UnknownSchedule``, and
+        as that.
         """
-        message = self._call(self.get(name))
+        message, plan = self._call(self.get(name))
+        if plan is not None:
+            return unique.handle(self._app, unique.send(self._app, plan, message, None))
         self._app.client.send([message])
         return AsyncResult(message.id, self._app)
 
     async def atrigger(self, name: str) -> AsyncResult[Any]:
         """``trigger`` for event loops."""
-        message = self._call(await self.aget(name))
+        message, plan = self._call(await self.aget(name))
+        if plan is not None:
+            return unique.handle(self._app, await unique.asend(self._app, plan, message, None))
         await self._app.client.asend([message])
         return AsyncResult(message.id, self._app)
 
@@ -247,9 +252,10 @@ class Schedules:
         terms = evolve(terms, paused=False, since=self._app.clock.time())
         return planned(self._app, evolve(known, schedule=terms.to_plain(), enabled=True))
 
-    def _call(self, entry: ScheduleEntry) -> Any:
+    def _call(self, entry: ScheduleEntry) -> tuple[Message, unique.Plan | None]:
         try:
-            return call_message(self._app, entry, task_id=new_id(), headers={HEADER_SCHEDULE: entry.name})
+            message = call_message(self._app, entry, task_id=new_id(), headers={HEADER_SCHEDULE: entry.name})
+            return message, plan_of(self._app, entry)
         except (TypeError, ValueError) as error:
             raise ScheduleRefused(f"schedule {entry.name!r} cannot be sent: {sentence(error)}") from error
 
@@ -293,13 +299,10 @@ class Schedules:
 
 def _given(settings: ScheduleSettings) -> ScheduleOptions:
     """What a table ``[schedules.NAME]`` says, without what it leaves open."""
-    given = attrs.asdict(settings, recurse=False)
-    del given["task"]
-    if not given["at"]:
-        del given["at"]
-    if not given["when"]:
-        del given["when"]
-    return cast("ScheduleOptions", {name: value for name, value in given.items() if value is not None})
+    given = attrs.asdict(
+        settings, recurse=False, filter=lambda field, value: field.name != "task" and value not in _OPEN
+    )
+    return cast("ScheduleOptions", given)
 
 
 def _sorted(plain: Sequence[Mapping[str, Any]]) -> Sequence[ScheduleEntry]:
@@ -324,7 +327,7 @@ def _check_own(entry: ScheduleEntry, what: str) -> None:
         )
 
 
-def _readable(entry: ScheduleEntry) -> Any:
+def _readable(entry: ScheduleEntry) -> Terms:
     try:
         return terms_of(entry)
     except ValueError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import datetime, tzinfo
 from functools import lru_cache
 from typing import Any, Final
@@ -93,12 +93,3 @@ def moment_of(value: object, zone: tzinfo) -> float:
     except ValueError:
         raise ValueError(f'{value!r} is no moment such as "2026-03-01T08:00" or "2026-03-01T08:00+09:00"') from None
     return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).timestamp()
-
-
-def following(table: Timetable, after: float, number: int) -> Sequence[float]:
-    """The next instants, at most ``number``."""
-    found: list[float] = []
-    while len(found) < number and (instant := table.next_after(after)) is not None:
-        found.append(instant)
-        after = instant
-    return found

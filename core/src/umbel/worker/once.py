@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, cast
 from umbel.errors import ResultStoreUnavailable
 from umbel.model import Outcome, Verdict
 from umbel.ports.result_store import ClaimStore
-from umbel.scheduling.runs import HEADER_COPY
+from umbel.scheduling.runs import HEADER_COPY, START
 from umbel.worker.admission import returned
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("umbel.worker")
 
 _PATIENCE: Final = 5.0
-_PREFIX: Final = "umbel-run:"
+COPY: Final = "a copy of another"
+"""What is said of a message that does not start because another of its run does."""
 
 
 class OneStart:
@@ -54,7 +55,7 @@ class OneStart:
         number = str(message.headers[HEADER_COPY])
         try:
             async with asyncio.timeout(_PATIENCE):
-                claim = await store.claim(f"{_PREFIX}{message.id}", number, lease=self._remember)
+                claim = await store.claim(f"{START}{message.id}", number, lease=self._remember)
         except (ResultStoreUnavailable, TimeoutError) as error:
             logger.warning(
                 "run %s waits: the result store cannot say whether it is the only one: %s", message.id, error
@@ -66,6 +67,6 @@ class OneStart:
             return True
         logger.info("run %s of task %s was sent twice; this copy is not run", message.id, message.task)
         self._worker.settlement.end(
-            held, Outcome(verdict=Verdict.IGNORED, task_id=message.id, task=message.task, detail="a copy of another")
+            held, Outcome(verdict=Verdict.IGNORED, task_id=message.id, task=message.task, detail=COPY)
         )
         return False

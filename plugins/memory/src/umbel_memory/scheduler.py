@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Final
 from attrs import define
 
 from umbel.capabilities import SchedulerCapabilities
-from umbel.errors import ResultStoreUnavailable
+from umbel.errors import SchedulerUnavailable
 from umbel.model import Lease, ScheduleEntry
 from umbel.ports.clock import Clock
 from umbel.ports.scheduler import Scheduler, definition_of, entry_of, runs_of
@@ -102,7 +102,7 @@ class MemoryScheduler(Scheduler):
     def __init__(self, url: str, *, options: Any = None, clock: Clock | None = None) -> None:
         super().__init__(url, options=options, clock=clock)
         self._timetable = timetables.get(url)
-        self._session = Session(url, ResultStoreUnavailable)
+        self._session = Session(url, SchedulerUnavailable)
         self._owners: set[str] = set()
 
     async def load(self, names: Sequence[str] | None = None, *, declared: bool = False) -> Sequence[ScheduleEntry]:

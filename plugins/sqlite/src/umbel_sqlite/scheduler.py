@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from umbel.capabilities import SchedulerCapabilities
-from umbel.errors import ResultStoreUnavailable
+from umbel.errors import SchedulerUnavailable
 from umbel.model import Lease, ScheduleEntry
 from umbel.ports.clock import Clock
 from umbel.ports.scheduler import Scheduler, definition_of, runs_of
@@ -29,7 +29,7 @@ class SqliteScheduler(Scheduler):
     def __init__(self, url: str, *, options: Any = None, clock: Clock | None = None) -> None:
         super().__init__(url, options=options, clock=clock)
         self._entries = Entries(self.clock)
-        self._db = Database(file_of(url), self.options, SCHEMA, ResultStoreUnavailable)
+        self._db = Database(file_of(url), self.options, SCHEMA, SchedulerUnavailable)
         self._leads: str | None = None
         """Who was told here that he leads."""
         self._closed = False
@@ -71,6 +71,6 @@ class SqliteScheduler(Scheduler):
         if self._leads is not None:
             try:
                 await self._db.submit(self._entries.resign, self._leads, write=True, timeout=1.0)
-            except ResultStoreUnavailable:
+            except SchedulerUnavailable:
                 pass  # what the lease is for
         await self._db.close()
