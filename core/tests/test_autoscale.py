@@ -175,3 +175,33 @@ def test_bounds_that_leave_no_room_are_refused(make_app: MakeApp, chosen: dict[s
     settings = {"worker.concurrency": None, **{f"worker.{name}": value for name, value in chosen.items()}}
     with pytest.raises(SettingsError, match=why):
         _ = make_app(settings).settings
+
+
+def test_bounds_are_given_and_changed_while_a_worker_runs(
+    make_app: MakeApp, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(autoscale, "EVERY", 0.01)
+    app = make_app({"worker.pool": "manual", "worker.concurrency": 3})
+    with running(app, fakes) as run:
+        worker = run.worker
+
+        def change(least: int | None = None, most: int | None = None) -> Any:
+            async def call() -> Any:
+                return worker.operations.autoscale(least, most)
+
+            return worker.app.runtime.call(call())
+
+        assert change(most=8) == {"min": 1, "max": 8, "current": 3}
+        assert change(least=5) == {"min": 5, "max": 8, "current": 3}
+        eventually(lambda: worker.concurrency == 5)
+        assert change(2, 2)["max"] == 2
+        eventually(lambda: worker.concurrency == 2)
+        for least, most in ((0, None), (3, None), (None, 1)):
+            with pytest.raises(ValueError, match="between"):
+                change(least, most)
+        assert worker.operations.stats()["autoscaler"] == {"min": 2, "max": 2, "current": 2}
+
+
+def test_bounds_for_a_pool_of_one_size_are_refused_while_it_runs(make_app: MakeApp, fakes: Fakes) -> None:
+    with running(make_app(), fakes) as run, pytest.raises(NotSupported, match="cannot change its size"):
+        run.worker.operations.autoscale(1, 2)

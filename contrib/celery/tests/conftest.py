@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,10 @@ from typing import Any
 import pytest
 from celery import Celery
 from cluster import Cluster
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from celery_receiver import Monitor, let_go  # found by the line above
 
 WORKER = "umbel@kit"
 
@@ -49,3 +54,17 @@ def app(tools_url: str) -> Iterator[Celery]:
     with Celery("peer", broker=tools_url, backend="disabled", set_as_current=False) as app:
         app.conf.broker_connection_retry_on_startup = True
         yield app
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[Celery]:
+    """Celery, unmodified, with broker and results in Redis."""
+    with Celery("client", broker=redis_url, backend=redis_url, set_as_current=False) as client:
+        yield client
+        let_go(client)
+
+
+@pytest.fixture
+def monitor(app: Celery) -> Monitor:
+    """Listens within ``with monitor:``."""
+    return Monitor(app)

@@ -27,7 +27,7 @@ CORPUS = Path(__file__).parents[3] / "tests/wire/corpus"
 
 def make_identity(folder: Path, name: str, *, days: int = 10, password: bytes | None = None, key: Any = None) -> None:
     """``<name>.key`` and ``store/<name>.pem``."""
-    private = key or rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    private = key or rsa.generate_private_key(public_exponent=65537, key_size=1024)
     who = x509.Name(
         [x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Kit"), x509.NameAttribute(NameOID.COMMON_NAME, name)]
     )

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +62,6 @@ def mixed(fleet: Callable[..., Cluster], tmp_path: Path, redis_url: str) -> Iter
         print((tmp_path / "peer.log").read_text())
 
 
-@pytest.fixture
-def client(redis_url: str) -> Iterator[Celery]:
-    with Celery("client", broker=redis_url, backend=redis_url, set_as_current=False) as client:
-        yield client
-
-
 def test_chords_over_both(mixed: Cluster, client: Celery, redis_url: str) -> None:
     sides = [OURS, THEIRS]
 
@@ -82,6 +78,15 @@ def test_chords_over_both(mixed: Cluster, client: Celery, redis_url: str) -> Non
             header = [theirs("shop.add", 1, 1, queue=sides[0]), theirs("shop.fail", "bad", queue=failing)]
             failed = chord(header, theirs("shop.note", queue=body), app=client)()
             with pytest.raises(ChordError, match=r"raised ValueError\('bad'\)"):
+                client.AsyncResult(failed.id).get(timeout=20)
+    gone, pairs = datetime.now(UTC) - timedelta(hours=1), list(product(sides, sides))
+    revoked = {pair: f"revoked-{'-'.join(pair)}" for pair in pairs}
+    assert len(client.control.revoke(list(revoked.values()), reply=True, timeout=10, limit=2)) == 2
+    for body, side in pairs:
+        for called_off in ({"expires": gone}, {"task_id": revoked[body, side]}):
+            header = [theirs("shop.add", 1, 1, queue=sides[0]), theirs("shop.add", 1, 1, queue=side).set(**called_off)]
+            failed = chord(header, theirs("shop.note", queue=body), app=client)()
+            with pytest.raises(ChordError, match=r"TaskRevoked\w*\('(expired|revoked)'\)"):
                 client.AsyncResult(failed.id).get(timeout=20)
     members = [theirs("shop.add", 1, queue=side) for side in sides]
     middle = chain(

@@ -5,12 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from celery import Celery
+from celery.worker.control import Panel
+from celery_receiver import until_it_answers
 from cluster import Cluster, WorkerProcess, until
 from servers.proxy import Proxy
+
+from umbel.worker.worker import Worker
+from umbel_celery.commands import handlers
 
 WORKER = "umbel@kit"
 Fleet = Callable[..., Cluster]
@@ -23,7 +29,7 @@ TASK_INFO = {
 def ready(cluster: Cluster, app: Celery) -> WorkerProcess:
     """A worker that answers."""
     worker = cluster.worker()
-    until(lambda: app.control.ping(timeout=1, limit=1), "the worker answers")
+    until_it_answers(app)
     return worker
 
 
@@ -123,11 +129,21 @@ def test_control(fleet: Fleet, app: Celery, tools_url: str, tmp_path: Path) -> N
     assert tell(app, "disable_events") == {"ok": "task events disabled"}
     assert "nonsense" in tell(app, "nonsense")["error"]
     assert "error" in tell(app, "add_consumer")
-    assert tell(app, "autoscale", max=3, min=1)["error"].startswith("Autoscale not enabled")
+    assert tell(app, "autoscale", max=5, min=4) == {"ok": "autoscale now max=5 min=4"}
+    until(lambda: ask(app, "stats")["autoscaler"] == {"min": 4, "max": 5, "current": 4}, "it keeps to its bounds")
+    assert tell(app, "autoscale", max=6) == {"ok": "autoscale now max=6 min=4"}
+    assert "between 4 and 3" in tell(app, "autoscale", max=3)["error"]
+    assert "autoscale" in tell(app, "pool_grow", n=1)["error"]
+    assert "rusage" in tell(app, "memsample")["error"]
     assert app.control.ping(destination=["another@kit"], timeout=0.5) == []
     assert app.control.ping(timeout=5, limit=1, pattern="umbel@*", matcher="glob") == [{WORKER: {"ok": "pong"}}]
     app.control.shutdown(destination=[WORKER])
     assert worker.wait(20) == 0
+
+
+def test_every_command_of_celerys_is_answered_or_refused_by_name() -> None:
+    answered = handlers(cast("Worker", SimpleNamespace(operations=None)), cast("Any", None))
+    assert Panel.data.keys() <= answered.keys()
 
 
 def test_a_terminated_task_and_time_limits(fleet: Fleet, redis_url: str, tmp_path: Path) -> None:
@@ -173,7 +189,7 @@ def test_a_lost_connection_is_made_again_and_the_worker_does_not_notice(
         worker.logged("Celery's tools cannot see this worker")
         assert not app.control.ping(timeout=0.5)
         proxy.heal()
-        until(lambda: app.control.ping(timeout=1, limit=1), "it answers again")
+        until_it_answers(app)
         assert worker.end() == 0
         assert "Traceback" not in worker.text
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from celery.events.state import State
+from celery_receiver import Monitor
 from cluster import Cluster, until
 
 from umbel.model import Action, Delivery, Message, Outcome, Result, Settlement, Verdict
@@ -18,56 +18,15 @@ from umbel_celery import events
 WORKER = "umbel@kit"
 
 
-class Monitor:
-    """What Celery's receiver has heard so far."""
-
-    def __init__(self, app: Celery) -> None:
-        self.state, self.heard = State(), list[dict[str, Any]]()
-        self._app = app
-        self._receiver: Any = None
-        self._thread = threading.Thread(target=self._listen)
-
-    def __enter__(self) -> Monitor:
-        self._thread.start()
-        until(lambda: self.of("worker-heartbeat"), "a first event")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._receiver.should_stop = True
-        self._thread.join(10)
-
-    def _listen(self) -> None:
-        with self._app.connection() as connection:
-            self._receiver = self._app.events.Receiver(connection, handlers={"*": self._note})
-            self._receiver.capture(limit=None, timeout=None, wakeup=False)
-
-    def _note(self, event: dict[str, Any]) -> None:
-        self.heard.append(event)
-        if not event["type"].startswith("worker-elect"):  # as Celery's gossip does: they are for nobody's state
-            self.state.event(dict(event))
-
-    def of(self, kind: str, uuid: str | None = None) -> list[dict[str, Any]]:
-        return [event for event in self.heard if event["type"] == kind and uuid in (None, event.get("uuid"))]
-
-    def story(self, uuid: str) -> list[str]:
-        return [event["type"] for event in self.heard if event.get("uuid") == uuid]
-
-    def wait(self, kind: str, uuid: str | None = None) -> dict[str, Any]:
-        return until(lambda: self.of(kind, uuid), f"{kind} of {uuid}; heard {self.story(uuid or '')}")[-1]
-
-
-@pytest.fixture
-def monitor(app: Celery) -> Monitor:
-    return Monitor(app)
-
-
 def test_the_life_of_a_worker_and_of_its_tasks(
     fleet: Callable[..., Cluster], app: Celery, tools_url: str, monitor: Monitor
 ) -> None:
     cluster = fleet(tools_url, plugins__options__celery__events=True, plugins__options__celery__heartbeat=0.5)
     worker = cluster.worker()
     with monitor:
-        beat = monitor.wait("worker-heartbeat")
+        beat = until(lambda: [each for each in monitor.of("worker-heartbeat") if "active" in each], "one with figures")[
+            0
+        ]
         assert (beat["hostname"], beat["freq"], beat["sw_ident"], beat["pid"]) == (WORKER, 0.5, "umbel", worker.pid)
         assert {"active", "processed", "loadavg", "sw_ver", "sw_sys", "utcoffset", "clock", "timestamp"} <= beat.keys()
 
@@ -150,6 +109,37 @@ def test_a_candidate_of_an_election_is_acknowledged(
         app.control.election("e2", "task", {"task": "t"})
         time.sleep(0.5)
         assert not [each for each in monitor.of("worker-elect") if each["hostname"] == WORKER], "we are no candidate"
+
+
+@pytest.mark.parametrize("tools_url", ["redis"], indirect=True)
+def test_a_talkative_fleet_does_not_keep_a_new_worker_from_its_own_events(
+    fleet: Callable[..., Cluster], app: Celery, tools_url: str, monitor: Monitor
+) -> None:
+    """It asks the others what is revoked; that they go on talking of other things is no answer to wait for."""
+    quiet = threading.Event()
+    cluster = fleet(tools_url, plugins__options__celery__heartbeat=0.5)
+    with app.connection() as connection, app.events.Dispatcher(connection, hostname="other@kit") as dispatcher:
+
+        def talk() -> None:
+            while not quiet.wait(0.2):
+                dispatcher.send("worker-heartbeat", freq=2.0)
+
+        talking = threading.Thread(target=talk, daemon=True)
+        talking.start()
+        try:
+            cluster.worker()
+            with monitor:
+                until(
+                    lambda: [
+                        each
+                        for each in monitor.of("worker-heartbeat")
+                        if (each["hostname"], each["freq"]) == (WORKER, 0.5)
+                    ],
+                    "a heartbeat of its own",
+                )
+        finally:
+            quiet.set()
+            talking.join(10)
 
 
 # --- one by one -----------------------------------------------------------------------------------

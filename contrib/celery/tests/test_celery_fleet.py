@@ -83,12 +83,6 @@ def peer(tmp_path: Path, redis_url: str) -> Iterator[Callable[[], subprocess.Pop
         print((tmp_path / "peer.log").read_text())
 
 
-@pytest.fixture
-def client(redis_url: str) -> Iterator[Celery]:
-    with Celery("client", broker=redis_url, backend=redis_url, set_as_current=False) as client:
-        yield client
-
-
 def test_celerys_client_and_our_worker(
     fleet: Callable[..., Cluster], client: Celery, redis_server: RedisServer, redis_url: str
 ) -> None:

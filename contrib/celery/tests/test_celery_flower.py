@@ -137,8 +137,8 @@ def test_flower_sees_and_commands_a_worker(
     assert [queue["name"] for queue in flower.worker()["active_queues"]] == ["celery"]
     status, text = flower.call(f"/api/worker/pool/restart/{WORKER}", {})
     assert (status, "Failed to restart" in text) == (403, True)
-    status, text = flower.call(f"/api/worker/pool/autoscale/{WORKER}", {"min": 1, "max": 2})
-    assert (status, "Autoscale not enabled" in text) == (403, True)
+    flower.press(f"/api/worker/pool/autoscale/{WORKER}", min=1, max=2)
+    assert flower.worker()["stats"]["autoscaler"]["max"] == 2
 
     flower.press(f"/api/task/revoke/{running.id}", terminate="true")
     until(lambda: running.state == "REVOKED", "the task that ran is ended")

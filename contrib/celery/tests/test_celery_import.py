@@ -37,18 +37,22 @@ def written(tmp_path: Path) -> dict[str, Any]:
 
 
 APP = """
+import sys
 from datetime import timedelta
+from types import SimpleNamespace
+
 from celery import Celery
-from celery.schedules import crontab
+from celery.beat import BeatLazyFunc
+from celery.schedules import crontab, solar
 from kombu import Exchange, Queue
 
-class Sun:  # what celery.schedules.solar is, which wants a library
-    event, lat, lon = "sunset", 37.57, 126.98
+sys.modules["ephem"] = SimpleNamespace(Observer=SimpleNamespace)  # which Celery's class computes with, when it is asked
 
 app = Celery("shop", broker="redis://:secret@localhost:6379/5", backend="redis://localhost/6", include=["shop.tasks"],
              set_as_current=False)
 app.conf.update(
     broker_transport_options={"visibility_timeout": 600, "retry_on_timeout": True},
+    result_backend_transport_options={"global_keyprefix": "shop", "result_chord_ordered": False, "retry_policy": {}},
     result_expires=timedelta(hours=1),
     accept_content=["json", "application/x-msgpack"],
     task_compression="gzip",
@@ -64,12 +68,14 @@ app.conf.update(
     worker_max_memory_per_child=200_000,
     worker_prefetch_multiplier=1,
     worker_send_task_events=True,
+    beat_cron_starting_deadline=600,
     beat_schedule={
         "nightly": {"task": "shop.tasks.report", "schedule": crontab(minute=0, hour="3,4", day_of_week="mon-fri"),
                     "args": (1, "ü"), "options": {"queue": "mail"}},
         "often": {"task": "shop.tasks.tick", "schedule": 30.0, "kwargs": {"deep": {"x": None, "y": [True]}}},
         "odd": {"task": "shop.tasks.odd", "schedule": object()},
-        "lamps": {"task": "shop.tasks.lamps", "schedule": Sun()},
+        "lazy": {"task": "shop.tasks.odd", "schedule": 30.0, "args": (BeatLazyFunc(print),)},
+        "lamps": {"task": "shop.tasks.lamps", "schedule": solar("sunset", 37.57, 126.98)},
         "round": {"task": "shop.tasks.tick", "schedule": timedelta(minutes=5), "relative": True},
     },
 )
@@ -81,7 +87,7 @@ def test_an_app(run: Run, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     made = written(tmp_path)
     assert made["broker"] == {"url": "celery+redis://:secret@localhost:6379/5", "options": {"visibility_timeout": 600}}
-    assert made["results"] == {"url": "redis://localhost/6", "expires": 3600}
+    assert made["results"] == {"url": "redis://localhost/6", "expires": 3600, "options": {"prefix": "shop"}}
     assert made["codec"] == {"accept": ["json", "msgpack"], "compression": "zlib"}
     assert made["default_queue"] == "celery"
     assert made["imports"] == ["shop.tasks"]
@@ -113,14 +119,20 @@ def test_an_app(run: Run, tmp_path: Path) -> None:
         "lamps": {"task": "shop.tasks.lamps", "when": {"solar": "sunset", "latitude": 37.57, "longitude": 126.98}},
         "round": {"task": "shop.tasks.tick", "every": 300},
     }
-    assert made["plugins"] == {"hooks": ["celery", "solar"], "options": {"celery": {"events": True}}}
+    assert made["plugins"] == {
+        "hooks": ["celery", "solar"],
+        "options": {"celery": {"chord_ordered": False, "events": True}},
+    }
     left = done.stderr.partition("not carried over:")[2]
     for name in (
         "retry_on_timeout",
+        "retry_policy",
         "on_failure",
         "task_routes['x']",
         "worker_prefetch_multiplier",
         "beat_schedule['odd']",
+        "beat_schedule['lazy']",
+        "beat_cron_starting_deadline",
         "beat_schedule['round']['relative']",
     ):
         assert name in left

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from celery import Celery
+from celery_receiver import Monitor, until_it_answers
 from cluster import Cluster, until
 
 WORKER = "umbel@kit"
@@ -16,7 +16,7 @@ Fleet = Callable[..., Cluster]
 def test_inspect_and_control(fleet: Fleet, app: Celery, tools_url: str, tmp_path: Path) -> None:
     cluster = fleet(broker__url=tools_url)
     worker = cluster.worker()
-    until(lambda: app.control.ping(timeout=1, limit=1), "the worker answers")
+    until_it_answers(app)
     inspect = app.control.inspect([WORKER], timeout=10, limit=1)
     gate = tmp_path / "gate"
     running = cluster.send("gated", str(gate))
@@ -46,33 +46,15 @@ def test_a_worker_on_a_socket_is_seen_through_it(fleet: Fleet, make_redis: Calla
     cluster = fleet(broker__url=f"redis+socket://{socket}?virtual_host=2")
     cluster.worker()
     with Celery("peer", broker=f"redis+socket://{socket}?virtual_host=2", set_as_current=False) as app:
-        until(lambda: app.control.ping(timeout=1, limit=1), "the worker answers")
+        until_it_answers(app)
         assert cluster.send("add", 1, 2).get(timeout=20) == 3
 
 
-@pytest.mark.parametrize("tools_url", ["redis", "amqp"], indirect=True)
-def test_events_are_heard(fleet: Fleet, app: Celery, tools_url: str) -> None:
+def test_events_are_heard(fleet: Fleet, app: Celery, tools_url: str, monitor: Monitor) -> None:
     cluster = fleet(broker__url=tools_url)
     cluster.worker()
-    until(lambda: app.control.ping(timeout=1, limit=1), "the worker answers")
-    app.control.enable_events()
-    heard: list[tuple[str, str]] = []
-    with app.connection() as connection:
-        receiver = app.events.Receiver(
-            connection, handlers={"*": lambda event: heard.append((event["type"], event.get("uuid", "")))}
-        )
-
-        def after_a_task() -> bool:
-            sent = cluster.send("add", 1, 2)
-            sent.get(timeout=20)
-            for _ in range(20):
-                if ("task-succeeded", sent.id) in heard:
-                    return True
-                try:
-                    receiver.capture(limit=1, timeout=0.5, wakeup=False)
-                except (TimeoutError, OSError):
-                    continue
-            return False
-
-        until(after_a_task, "its end is told", timeout=60)
-    assert {"task-received", "task-started", "task-succeeded"} <= {kind for kind, _ in heard}
+    with monitor:
+        assert app.control.enable_events(reply=True, timeout=10, limit=1) == [{WORKER: {"ok": "task events enabled"}}]
+        sent = cluster.send("add", 1, 2)
+        monitor.wait("task-succeeded", sent.id)
+    assert monitor.story(sent.id) == ["task-received", "task-started", "task-succeeded"]

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from kombu import Connection, Exchange, Queue
 from kombu.transport.redis import Channel
-from servers.redis import RedisCluster, RedisServer
+from servers.process import free_port
+from servers.redis import RedisServer
 
 from umbel.errors import BrokerUnavailable, PublishRefused, SettingsError
 from umbel.model import HEADER_DEAD_CAUSE, Action, Delivery, Message, QueueSpec, Settlement
@@ -349,9 +350,10 @@ def test_tls(make_redis: Callable[..., RedisServer]) -> None:
         send(server.tls_url, message())
 
 
-def test_a_cluster_is_refused_by_name(redis_cluster: RedisCluster) -> None:
+def test_a_cluster_is_refused_by_name(make_redis: Callable[..., RedisServer]) -> None:
+    node = make_redis("cluster-enabled yes", f"cluster-port {free_port()}")
     with pytest.raises(PublishRefused, match="Redis Cluster"):
-        send(redis_cluster.masters[0].url, message())
+        send(node.url, message())
 
 
 def test_nobody_there(redis_url: str) -> None:

@@ -11,10 +11,18 @@ from servers.redis import RedisServer
 
 from umbel.ports.transport import Transport
 from umbel.testing.contracts import TransportContract
+from umbel_celery import claims
 from umbel_celery.transport import CeleryRedisTransport
 
 
 class TestCeleryRedisTransport(TransportContract):
+    silence: float = 0.5
+
+    @pytest.fixture(autouse=True)
+    def _less_patient(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Five seconds are for workers."""
+        monkeypatch.setattr(claims, "_LONGEST_SILENCE", self.silence)
+
     @pytest.fixture
     def make_transport(self, redis_url: str) -> Callable[[], CeleryRedisTransport]:
         return lambda: CeleryRedisTransport(f"celery+{redis_url}")

@@ -28,6 +28,8 @@ _OWNER: Final = "umbel"
 """All who revoke are one owner: whoever says it again renews it."""
 _MOST_IDS: Final = 500
 """Ids in one key."""
+_READ: Final = 65_536
+"""Bytes of a body that may be read for the name and the id that headers lack: tenths of a millisecond at most."""
 IDS_KEPT: Final = 30 * 86_400.0
 RULES_KEPT: Final = 86_400.0
 """Seconds for which a revocation by id, and one by name or header, holds unless it says otherwise."""
@@ -107,6 +109,23 @@ class Revocation:
             return ", ".join(self.ids)
         parts = [] if self.task is None else [f"task {self.task}"]
         return " with ".join([*parts, *(f"{name}={value}" for name, value in self.headers.items())])
+
+
+def named(message: Message) -> Message:
+    """``message``; one of protocol 1, whose headers name no task, with name, id and group of its body among them: to look at.
+
+    A body that is large, compressed or not JSON is not read: then it stays as it is, without a name.
+    """
+    if message.headers.get("task") or "compression" in message.headers or len(message.body) > _READ:
+        return message
+    try:
+        body = json.loads(message.body) if message.content_type == "application/json" else None
+    except (ValueError, RecursionError):
+        return message
+    if not isinstance(body, dict):
+        return message
+    fields = {"task": body.get("task"), "id": body.get("id"), "group": body.get("group") or body.get("taskset")}
+    return evolve(message, headers={**message.headers, **{name: value for name, value in fields.items() if value}})
 
 
 def _carries(headers: Mapping[str, Any], name: str, wanted: Any) -> bool:

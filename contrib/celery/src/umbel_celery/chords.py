@@ -6,18 +6,21 @@ One script does all at the end of a member, as Celery from 5.7 on does; older wo
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import random
 from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
-from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
-from redis import Redis as SyncRedis
 from redis import exceptions
 from redis.asyncio import Redis
 
 from umbel.errors import NotSupported, ResultStoreUnavailable
 from umbel.model import Message, TaskOptions
 from umbel.ports.step import Step
+from umbel_celery.result_server import ResultServer
 
 if TYPE_CHECKING:
     from umbel.app import Umbel
@@ -25,26 +28,36 @@ if TYPE_CHECKING:
     from umbel.result import AsyncResult
     from umbel.worker.worker import Worker
 
+log = logging.getLogger("umbel.celery")
+
 _VERB: Final = "celery-chord"
-_SCHEMES: Final = ("redis", "rediss")
-_KEPT: Final = 86_400
-"""Seconds for which Celery keeps the account, unless results are kept for another time."""
 _CLAIMED: Final = 60
 """Seconds that the winner has to send the body; asked again, the same member wins again."""
+_PAUSE: Final = (0.1, 5.0)
+"""First and longest pause in seconds before a server that cannot keep the account now is asked again."""
+_PASSING: Final = (
+    *(exceptions.ConnectionError, exceptions.TimeoutError, exceptions.ReadOnlyError, exceptions.TryAgainError),
+    OSError,
+)
 
 _PART: Final = """
--- KEYS: parts, extra, size, counted, claim. ARGV: part, place, task and place, task, lifetime, lifetime of the claim
+-- KEYS: parts, extra, size, counted, claim.
+-- ARGV: part, place, task and place, task, lifetime, lifetime of the claim, how parts are kept unless there are some already
 if redis.call('GET', KEYS[5]) == 'done' then return false end
-if redis.call('SADD', KEYS[4], ARGV[3]) == 1 then redis.call('ZADD', KEYS[1], ARGV[2], ARGV[1]) end
+local kind = redis.call('TYPE', KEYS[1]).ok
+local list = (kind == 'none' and ARGV[7] or kind) == 'list'
+if redis.call('SADD', KEYS[4], ARGV[3]) == 1 then
+  if list then redis.call('RPUSH', KEYS[1], ARGV[1]) else redis.call('ZADD', KEYS[1], ARGV[2], ARGV[1]) end
+end
 for at = 1, 4 do redis.call('EXPIRE', KEYS[at], ARGV[5]) end
 local size = redis.call('GET', KEYS[3])
 if not size then return false end
 local wanted = tonumber(size) + tonumber(redis.call('GET', KEYS[2]) or 0)
-if redis.call('ZCARD', KEYS[1]) < wanted then return false end
+if redis.call(list and 'LLEN' or 'ZCARD', KEYS[1]) < wanted then return false end
 local winner = redis.call('GET', KEYS[5])
 if winner and winner ~= ARGV[4] then return false end
 redis.call('SET', KEYS[5], ARGV[4], 'EX', ARGV[6])
-return redis.call('ZRANGE', KEYS[1], 0, -1)
+return redis.call(list and 'LRANGE' or 'ZRANGE', KEYS[1], 0, -1)
 """
 
 _SENT: Final = """
@@ -55,29 +68,25 @@ return 1
 """
 
 
-def shares_results(url: str | None) -> bool:
-    """Whether results lie where Celery counts the members of its chords; elsewhere it sends a task that looks for them."""
-    return bool(url) and urlsplit(str(url)).scheme in _SCHEMES
-
-
 class Accounts:
     """``Umbel.chords``: asks the worker, which has the connection."""
 
     def __init__(self, app: Umbel) -> None:
         self._app = app
+        self._shared = ResultServer.of(app.settings.results) is not None
+        """Whether results lie where Celery counts the members of its chords; elsewhere it sends a task that looks for them."""
 
     def part(self, group: str, index: int | None, task_id: str, part: bytes) -> Sequence[bytes] | None:
         """See the kernel's ``Chords``. Raises ``ResultStoreUnavailable``."""
-        if not shares_results(self._app.settings.results.url):
+        if not self._shared:
             return None
         return cast("Sequence[bytes] | None", self._app.gateway.ask(_VERB, ("part", group, index, task_id, part)))
 
     def open(self, group: str, size: int) -> bool:
         """See the kernel's ``Chords``. Raises ``ResultStoreUnavailable``."""
-        if not shares_results(self._app.settings.results.url):
-            return False
-        self._app.gateway.ask(_VERB, ("open", group, size))
-        return True
+        if self._shared:
+            self._app.gateway.ask(_VERB, ("open", group, size))
+        return self._shared
 
     def sent(self, group: str) -> None:
         """See the kernel's ``Chords``. Raises ``ResultStoreUnavailable``."""
@@ -85,43 +94,60 @@ class Accounts:
 
 
 class AccountStep(Step):
-    """Answers for the tasks of one worker, over a connection of its own to the Redis of the results."""
+    """Answers for the tasks of one worker, over a connection of its own to the Redis of the results, until the last has ended."""
 
     name: ClassVar[str] = "celery-chords"
-    requires: ClassVar[tuple[str, ...]] = ("settlement",)
+    before: ClassVar[tuple[str, ...]] = ("pool",)
 
-    def __init__(self) -> None:
+    def __init__(self, server: ResultServer, *, ordered: bool) -> None:
+        self._server = server
+        self._kind = "zset" if ordered else "list"
         self._client: Redis | None = None
-        self._prefix = ""
-        self._kept = _KEPT
+        self._connection = AsyncExitStack()
+        self._ending = False
 
     async def start(self, worker: Worker) -> None:
-        results = worker.settings.results
-        self._client = Redis.from_url(_address(results.url or ""), protocol=2, client_name="umbel")
-        self._prefix, self._kept = _prefix(results), _lifetime(results)
+        self._client = await self._connection.enter_async_context(self._server.connected())
         worker.gateway.added[_VERB] = self.answer
 
     async def stop(self, worker: Worker) -> None:
+        self._ending = True
         worker.gateway.added.pop(_VERB, None)
-        if self._client is not None:
-            await self._client.aclose()
+        await self._connection.aclose()
 
     async def answer(self, payload: Any) -> Any:
-        """One verb of ``Accounts``. Raises ``ResultStoreUnavailable``."""
+        """One verb of ``Accounts``. A server that is away is waited for: the member has ended, and is not to run again for it.
+
+        Raises ``ResultStoreUnavailable`` for what the server refuses, and when the worker ends.
+        """
+        pause = _PAUSE[0]
+        while True:
+            try:
+                return await self._carry_out(*payload)
+            except _PASSING as exc:
+                if self._ending:
+                    raise _unkept(payload[1], exc) from exc
+                log.warning("the account of chord %s is tried again in %.1f s: %s", payload[1], pause, exc)
+            except exceptions.RedisError as exc:
+                raise _unkept(payload[1], exc) from exc
+            await asyncio.sleep(pause * random.uniform(0.5, 1))  # jitter, not a secret
+            pause = min(pause * 2, _PAUSE[1])
+
+    async def _carry_out(self, do: str, group: str, *rest: Any) -> Any:
         assert self._client is not None  # entered as a verb by `start` alone
-        do, group, *rest = payload
-        keys = [f"{self._prefix}celery-taskset-meta-{group}.{end}" for end in "jtsdc"]
-        try:
-            if do == "open":
-                return await self._client.set(keys[2], rest[0], ex=self._kept)
-            if do == "sent":
-                return await cast("Any", self._client.eval(_SENT, 5, *keys))
-            index, task_id, part = rest
-            place = "+inf" if index is None else str(index)
-            arguments = (part, place, f"{task_id}:{place}", task_id, self._kept, _CLAIMED)
-            return await cast("Any", self._client.eval(_PART, 5, *keys, *arguments)) or None
-        except (exceptions.RedisError, OSError) as exc:
-            raise ResultStoreUnavailable(f"the account of chord {group} cannot be kept: {exc}") from exc
+        keys = [f"{self._server.prefix}celery-taskset-meta-{group}.{end}" for end in "jtsdc"]
+        if do == "open":
+            return await self._client.set(keys[2], rest[0], ex=self._server.kept)
+        if do == "sent":
+            return await cast("Any", self._client.eval(_SENT, 5, *keys))
+        index, task_id, part = rest
+        place = "+inf" if index is None else str(index)
+        arguments = (part, place, f"{task_id}:{place}", task_id, self._server.kept, _CLAIMED, self._kind)
+        return await cast("Any", self._client.eval(_PART, 5, *keys, *arguments)) or None
+
+
+def _unkept(group: str, exc: Exception) -> ResultStoreUnavailable:
+    return ResultStoreUnavailable(f"the account of chord {group} cannot be kept: {exc}")
 
 
 def send(app: Umbel, chord: Chord, *, timeout: float | None = None) -> AsyncResult[Any]:
@@ -131,9 +157,11 @@ def send(app: Umbel, chord: Chord, *, timeout: float | None = None) -> AsyncResu
     list ``celery`` in ``[plugins] hooks``. Returns the handle of the body. Raises ``NotSupported`` for any other chord,
     ``PublishError``, ``ResultStoreUnavailable``.
     """
-    results = app.settings.results
-    if not shares_results(results.url):
-        raise NotSupported("a chord in Celery's form needs [results] url = redis://, where Celery counts its members")
+    server = ResultServer.of(app.settings.results)
+    if server is None or server.clustered:
+        raise NotSupported(
+            "a chord in Celery's form needs [results] url = redis://, of one server: there Celery counts members"
+        )
     plain = chord.to_plain()["kwargs"]
     group, body = str(uuid4()), plain["body"]
     if body["subtask_type"]:
@@ -143,7 +171,12 @@ def send(app: Umbel, chord: Chord, *, timeout: float | None = None) -> AsyncResu
     messages = [_member(app, member, at, group, body) for at, member in enumerate(plain["header"]["kwargs"]["tasks"])]
     if not messages:
         raise NotSupported("a chord in Celery's form has one member at least")
-    _open(results, group, len(messages))
+    key = f"{server.prefix}celery-taskset-meta-{group}.s"
+    with server.connected_blocking() as client:
+        try:
+            client.set(key, len(messages), ex=server.kept)
+        except exceptions.RedisError as exc:
+            raise _unkept(group, exc) from exc
     app.client.send(messages, timeout)
     return app.result(body_id)
 
@@ -162,24 +195,3 @@ def _member(app: Umbel, plain: Mapping[str, Any], index: int, group: str, body: 
     options = {**first["options"], **({"chain": rest[::-1]} if rest else {})}
     effective = app.options_of(first["task"], TaskOptions())
     return app.client.message(first["task"], first["args"], first["kwargs"], effective, **options)
-
-
-def _open(results: Any, group: str, size: int) -> None:
-    with SyncRedis.from_url(_address(results.url), protocol=2, client_name="umbel") as client:
-        try:
-            client.set(f"{_prefix(results)}celery-taskset-meta-{group}.s", size, ex=_lifetime(results))
-        except exceptions.RedisError as exc:
-            raise ResultStoreUnavailable(f"the account of chord {group} cannot be opened: {exc}") from exc
-
-
-def _address(url: str) -> str:
-    return urlunsplit(urlsplit(url)._replace(query=""))
-
-
-def _prefix(results: Any) -> str:
-    prefix = str(results.options.get("prefix") or "")
-    return prefix if not prefix or prefix[-1] in ":_-." else prefix + "_"
-
-
-def _lifetime(results: Any) -> int:
-    return int(results.expires or _KEPT)

@@ -40,9 +40,8 @@ def handlers(worker: Worker, control: Control) -> Mapping[str, Callable[..., Any
     commands = Commands(worker, control)
     names = [name for name in dir(commands) if not name.startswith("_")]
     table = {name: _called(getattr(commands, name)) for name in names}
-    for alias, name in _ALIASES.items():
-        table[alias] = table[name]
-    return table
+    table |= {alias: table[name] for alias, name in _ALIASES.items()}
+    return table | {name: _refusing(reason) for name, reason in _REFUSED.items()}
 
 
 _ALIASES: Final[Mapping[str, str]] = {
@@ -52,6 +51,16 @@ _ALIASES: Final[Mapping[str, str]] = {
     "dump_schedule": "scheduled",
     "dump_revoked": "revoked",
     "dump_conf": "conf",
+}
+
+_NO_PROBE: Final = (
+    "a worker of Umbel carries no probe of its memory: see rusage in stats, and [worker] max_memory_per_child"
+)
+_REFUSED: Final[Mapping[str, str]] = {
+    "pool_restart": "a pool of Umbel is not restarted: start another worker, then stop this one",
+    "memsample": _NO_PROBE,
+    "memdump": _NO_PROBE,
+    "objgraph": _NO_PROBE,
 }
 
 
@@ -65,6 +74,10 @@ def _called(command: Callable[..., Any]) -> Callable[..., Any]:
             return {"error": str(exc)}
 
     return call
+
+
+def _refusing(reason: str) -> Callable[..., Any]:
+    return lambda _, **arguments: {"error": reason}
 
 
 class Commands:
@@ -203,18 +216,26 @@ class Commands:
     # --- the worker ---
 
     def pool_grow(self, n: int = 1, **_: Any) -> Any:
-        self._control.on_loop(lambda: self._operations.resize_pool(self._worker.concurrency + int(n)))
+        self._resize(int(n))
         return {"ok": "pool will grow"}
 
     def pool_shrink(self, n: int = 1, **_: Any) -> Any:
-        self._control.on_loop(lambda: self._operations.resize_pool(self._worker.concurrency - int(n)))
+        self._resize(-int(n))
         return {"ok": "pool will shrink"}
 
-    def pool_restart(self, **_: Any) -> Any:
-        return {"error": "a pool of Umbel is not restarted: start another worker, then stop this one"}
+    def _resize(self, by: int) -> None:
+        async def resize() -> None:
+            if "autoscaler" in self._operations.stats():
+                raise ValueError("the number of slots follows the work: change its bounds, with autoscale")
+            await self._operations.resize_pool(self._worker.concurrency + by)
 
-    def autoscale(self, **_: Any) -> Any:
-        return {"error": "Autoscale not enabled: use pool_grow and pool_shrink"}
+        self._control.on_loop(resize)
+
+    def autoscale(self, max: int | None = None, min: int | None = None, **_: Any) -> Any:
+        """Works where the settings give no bounds, too: from then on the worker scales."""
+        most, least = (None if bound is None else int(bound) for bound in (max, min))
+        now = self._control.on_loop(lambda: self._operations.autoscale(least=least, most=most))
+        return {"ok": f"autoscale now max={now['max']} min={now['min']}"}
 
     def add_consumer(
         self,

@@ -10,9 +10,10 @@ from umbel.model import Delivery, Outcome, Settlement
 from umbel.ports.step import Step
 from umbel_celery import events
 from umbel_celery.address import Address, address_of
-from umbel_celery.chords import Accounts, AccountStep, shares_results
+from umbel_celery.chords import Accounts, AccountStep
 from umbel_celery.monitor import Monitor
 from umbel_celery.options import CeleryOptions
+from umbel_celery.result_server import ResultServer
 
 if TYPE_CHECKING:
     from umbel.app import Umbel
@@ -37,14 +38,16 @@ class CeleryHook:
         """Raises ``SettingsError`` for a broker on which no tool of Celery could listen."""
         broker = worker.settings.broker
         steps: list[Step] = [_MonitorStep(self, address_of(broker.url, broker.options, self._options))]
-        if shares_results(worker.settings.results.url):
-            steps.append(AccountStep())
+        if worker.app.chords is not None and (server := ResultServer.of(worker.settings.results)) is not None:
+            steps.append(AccountStep(server, ordered=self._options.chord_ordered))
         return steps
 
     @hookimpl
     def umbel_configure(self, app: Umbel) -> None:
-        """Chords that Celery has sent are accounted for as Celery does."""
-        app.chords = Accounts(app)
+        """Chords that Celery has sent are accounted for as Celery does; not in a Redis Cluster, where Celery keeps no results."""
+        server = ResultServer.of(app.settings.results)
+        if server is None or not server.clustered:
+            app.chords = Accounts(app)
 
     def start(self, worker: Worker, address: Address) -> None:
         """The worker consumes."""

@@ -154,13 +154,17 @@ def _broker(made: Migration, value: Any) -> None:
     made.set(("broker", "url"), urlunsplit(parts._replace(scheme=_BROKERS[parts.scheme])))
 
 
-def _broker_options(made: Migration, value: Mapping[str, Any]) -> None:
-    known = ("visibility_timeout", "global_keyprefix", "priority_steps")
-    for name in known:
-        if name in value:
-            made.set(("broker", "options", name), _plain(value[name]))
-    if others := sorted(value.keys() - set(known)):
-        raise NotCarried(f"of its options Umbel has not: {', '.join(others)}")
+def _options(table: Mapping[str, tuple[str, ...]]) -> Callable[[Migration, Any], None]:
+    """The options that the table knows, each to its place."""
+
+    def carry(made: Migration, value: Mapping[str, Any]) -> None:
+        for name, path in table.items():
+            if name in value:
+                made.set(path, _plain(value[name]))
+        if others := sorted(value.keys() - set(table)):
+            raise NotCarried(f"of its options Umbel has not: {', '.join(others)}")
+
+    return carry
 
 
 def _backend(made: Migration, value: Any) -> None:
@@ -277,13 +281,22 @@ def _security(name: str) -> Callable[[Migration, Any], None]:
 _TABLE: Final[Mapping[str, Callable[[Migration, Any], None]]] = {
     "accept_content": _to("codec", "accept", by=lambda value: [_CONTENT.get(each, each) for each in value]),
     "beat_schedule": _schedule,
-    "broker_transport_options": _broker_options,
+    "broker_transport_options": _options(
+        {name: ("broker", "options", name) for name in ("visibility_timeout", "global_keyprefix", "priority_steps")}
+    ),
     "broker_url": _broker,
     "control_exchange": _to("plugins", "options", "celery", "control_exchange"),
     "event_exchange": _to("plugins", "options", "celery", "event_exchange"),
     "imports": _to("imports"),
     "include": _to("imports"),
     "result_backend": _backend,
+    "result_backend_transport_options": _options(
+        {
+            "global_keyprefix": ("results", "options", "prefix"),
+            "master_name": ("results", "options", "master"),
+            "result_chord_ordered": ("plugins", "options", "celery", "chord_ordered"),
+        }
+    ),
     "result_expires": _expires,
     "result_extended": _to("results", "extended"),
     "result_serializer": _to("results", "serializer"),
@@ -323,11 +336,13 @@ _REASONS: Final[Mapping[str, str]] = {
     "broker_connection_max_retries": "Umbel always reconnects",
     "broker_pool_limit": "Umbel has one session a process",
     "broker_use_ssl": "TLS belongs to the URL and the options of the broker's plugin: set [broker] url and options",
+    "beat_cron_starting_deadline": "each entry says that for itself: set catch_up_within in [schedules.NAME]",
+    "beat_max_loop_interval": "a scheduler sleeps until the next entry is due; [scheduler] poll bounds it",
     "beat_scheduler": "Umbel has its own scheduler stores",
     "beat_schedule_filename": "Umbel has its own scheduler stores",
+    "beat_sync_every": "each run is recorded as it is sent",
     "enable_utc": "Umbel keeps time in UTC always; timezone is for schedules and for what is shown",
     "redis_backend_use_ssl": "TLS belongs to the URL and the options of the result store's plugin: set [results] url and options",
-    "result_backend_transport_options": "options of a result store are its plugin's own: set [results.options]",
     "task_always_eager": "a setting that is only for tests: umbel.testing runs tasks in the test's process",
     "task_eager_propagates": "a setting that is only for tests: umbel.testing runs tasks in the test's process",
     "task_create_missing_queues": "a queue that is sent to is always created",
@@ -341,5 +356,5 @@ _REASONS: Final[Mapping[str, str]] = {
     "worker_redirect_stdouts": "Umbel leaves standard output alone",
     "worker_log_format": "logging is the application's own",
     "worker_task_log_format": "logging is the application's own",
-    "worker_autoscaler": "the size of a pool changes by remote control only",
+    "worker_autoscaler": "Umbel scales by the work that waits, between [worker] autoscale_min and autoscale_max",
 }

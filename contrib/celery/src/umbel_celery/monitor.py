@@ -40,6 +40,8 @@ _KEPT: Final = 20_000
 """Events kept while the broker cannot be reached; the oldest are dropped first."""
 _PAUSE: Final = (0.5, 30.0)
 """First and longest pause in seconds before a lost connection is built again."""
+_ANSWERS: Final = 3.0
+"""Seconds for which other workers may answer what they know of revocations."""
 _PATIENCE: Final = 5.0
 """Seconds that a command waits for the worker's I/O loop."""
 
@@ -168,6 +170,8 @@ class _Session:
         self._producer: Any = None
         self._heard = time.monotonic()
         self._last_figures: dict[str, Any] = {}
+        self._asking: tuple[Any, float] | None = None
+        """The consumer of what other workers answer, and until when it listens."""
 
     # --- life ---
 
@@ -190,10 +194,10 @@ class _Session:
             stack.enter_context(node.Consumer(channel, callbacks=[heard], on_decode_error=_unreadable))
             if self._options.gossip:
                 stack.enter_context(self._gossip())
+                self._mingle(mailbox)
+            self._drain()  # on Redis, only what drains subscribes: whoever hears of us is to be heard
             self.beat("worker-online")
-            if self._options.gossip:
-                with contextlib.suppress(Ending):
-                    self._mingle(mailbox)
+            log.info("Celery's tools can see this worker")
             self._answer()
             self.beat("worker-offline")
 
@@ -204,12 +208,18 @@ class _Session:
                 self._check_ears(now)
                 self.beat("worker-heartbeat")
                 next_beat = now + self._options.heartbeat
-            with contextlib.suppress(TimeoutError):
-                self._connection.drain_events(timeout=_TICK)
+                if self._asking is not None and now > self._asking[1]:
+                    self._asking[0].cancel()
+                    self._asking = None
+            self._drain()
             if self._connection.heartbeat:
                 self._connection.heartbeat_check()
             self._flush()
         self._flush()
+
+    def _drain(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            self._connection.drain_events(timeout=_TICK)
 
     def close(self) -> None:
         """Disconnect."""
@@ -244,7 +254,10 @@ class _Session:
             expires=60.0,
             message_ttl=5.0,
         )
-        heard = self._hearing(self._heed)
+        return self._consumer(queue, self._heed)
+
+    def _consumer(self, queue: Any, answer: Callable[..., Any]) -> Any:
+        heard = self._hearing(answer)
         return _kombu.Consumer(
             self._connection.channel(),
             [queue],
@@ -261,17 +274,32 @@ class _Session:
             self._publish([Event("worker-elect-ack", {"id": body.get("id")}, time.time())], "worker.elect.ack")
 
     def _mingle(self, mailbox: Any) -> None:
-        """Learn from the other workers what is revoked, as they learn from us."""
-        revoked = self._monitor.on_loop(lambda: list(self._worker.operations.revoked))
-        replies = mailbox.multi_call("hello", {"from_node": self._worker.name, "revoked": revoked}, timeout=1.0)
+        """Ask the other workers what is revoked, and tell them; nobody is waited for."""
+        with contextlib.suppress(Ending):
+            revoked = self._monitor.on_loop(lambda: list(self._worker.operations.revoked))
+            consumer = self._consumer(mailbox.reply_queue, self._learn)
+            consumer.consume()
+            self._asking = consumer, time.monotonic() + _ANSWERS
+            request = {
+                "method": "hello",
+                "arguments": {"from_node": self._worker.name, "revoked": revoked},
+                "destination": None,
+                "ticket": str(uuid4()),
+                "reply_to": {"exchange": mailbox.reply_exchange.name, "routing_key": mailbox.oid},
+            }
+            headers = {"clock": self._lamport.forward(), "expires": time.time() + _ANSWERS}
+            exchange = mailbox.exchange
+            self._producer.publish(request, exchange=exchange, declare=[exchange], headers=headers, retry=False)
+
+    def _learn(self, body: Any, message: Any) -> None:
         ids: list[str] = []
-        for reply in replies or ():
-            for told in reply.values():
-                if isinstance(told, dict) and "clock" in told:
-                    self._lamport.adjust(int(told["clock"] or 0))
-                    ids += map(str, told.get("revoked") or ())
+        for told in body.values():
+            if isinstance(told, dict) and "clock" in told:
+                self._lamport.adjust(int(told["clock"] or 0))
+                ids += map(str, told.get("revoked") or ())
         if ids:
-            self._monitor.on_loop(lambda: self._worker.operations.revoke(ids))
+            with contextlib.suppress(Ending):
+                self._monitor.on_loop(lambda: self._worker.operations.revoke(ids))
 
     def _check_ears(self, now: float) -> None:
         """Our own heartbeats come back to us: where they do not, requests would not either."""

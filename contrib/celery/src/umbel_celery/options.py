@@ -71,6 +71,9 @@ class CeleryOptions:
     """Seconds between two events that tell that the worker is alive."""
     gossip: bool = True
     """Learn revoked tasks from Celery's workers, and answer their elections."""
+    chord_ordered: bool = True
+    """Keep the parts of a chord by their place; false: in the order in which they end (Celery:
+    ``result_backend_transport_options``, ``result_chord_ordered``). Must be the same on both sides."""
     control_exchange: str = "celery"
     """Celery's setting ``control_exchange``."""
     event_exchange: str = "celeryev"

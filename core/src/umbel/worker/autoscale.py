@@ -108,7 +108,7 @@ def check_autoscale(worker: Worker) -> None:
 
 
 class Autoscale(Step):
-    """Changes the number of a pool's slots. Does nothing where the settings give no bounds."""
+    """Changes the number of a pool's slots. Does nothing until the settings, or an operator, give bounds."""
 
     name: ClassVar[str] = "autoscale"
     requires: ClassVar[tuple[str, ...]] = ("pool", "intake")
@@ -129,20 +129,39 @@ class Autoscale(Step):
             return {}
         return {"autoscaler": {"min": bounds.least, "max": bounds.most, "current": self._worker.concurrency}}
 
+    def change(self, least: int | None, most: int | None) -> Mapping[str, int]:
+        """See ``Operations.autoscale``. Kept from the next look on; where there were no bounds, looking begins."""
+        worker, chosen = self._worker, self._worker.settings.worker
+        if not worker.pool.capabilities.resize:
+            raise NotSupported(f"pool {chosen.pool!r} cannot change its size while it runs")
+        before = self.bounds or Bounds(least=1, most=worker.concurrency, idle=chosen.autoscale_idle)
+        least, most = before.least if least is None else least, before.most if most is None else most
+        if not 1 <= least <= most:
+            raise ValueError(f"slots are between 1 and the most that there may be, not between {least} and {most}")
+        self.bounds = evolve(before, least=least, most=most)
+        if self._looking is None:
+            self._begin()
+        return {"min": least, "max": most, "current": worker.concurrency}
+
+    def _begin(self) -> None:
+        self._looking = asyncio.create_task(self._look_now_and_then(), name="umbel-autoscale")
+        self._worker.watch(self._looking)
+
     async def start(self, worker: Worker) -> None:
         if self.bounds is not None:
-            self._looking = asyncio.create_task(self._look_now_and_then(self.bounds), name="umbel-autoscale")
-            worker.watch(self._looking)
+            self._begin()
 
     async def stop(self, worker: Worker) -> None:
         if self._looking is not None:
             self._looking.cancel()
             await asyncio.wait([self._looking])
 
-    async def _look_now_and_then(self, bounds: Bounds) -> None:
+    async def _look_now_and_then(self) -> None:
         memory = Memory(self._worker.concurrency)
         while True:
             await asyncio.sleep(EVERY)
+            bounds = self.bounds
+            assert bounds is not None  # looking begins with bounds, and nobody takes them away
             before = self._worker.concurrency  # an operator may have changed it meanwhile
             load = await self._load(before, bounds)
             memory = decide(load, bounds, evolve(memory, slots=before), time.monotonic())

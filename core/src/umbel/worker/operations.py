@@ -183,6 +183,13 @@ class Operations:
         worker.concurrency = slots
         worker.intake.refill()
 
+    def autoscale(self, least: int | None = None, most: int | None = None) -> Mapping[str, int]:
+        """Let the number of slots follow the work between these bounds; None: as it is, or 1 and the present number.
+
+        Returns ``min``, ``max`` and ``current``. Raises ``NotSupported`` for a pool whose size cannot change, ``ValueError``.
+        """
+        return self._worker.autoscale.change(least, most)
+
     async def add_queue(self, queue: str | QueueSpec) -> bool:
         """Consume one queue more, declared as given or as the settings describe it. False if it is consumed already.
 

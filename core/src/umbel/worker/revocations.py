@@ -18,7 +18,7 @@ from umbel.errors import BrokerUnavailable, ResultStoreUnavailable, TaskRevoked
 from umbel.model import Message, Outcome, State, Verdict
 from umbel.pidbox import ask
 from umbel.ports.step import Step
-from umbel.revocation import Revocation, keep, keeper, kept
+from umbel.revocation import Revocation, keep, keeper, kept, named
 
 if TYPE_CHECKING:
     from umbel.worker.held import Held
@@ -65,7 +65,11 @@ class Revocations(Step):
 
     def covers(self, message: Message) -> bool:
         """Whether ``message`` is not to run."""
-        return bool(self._ids or self._rules) and self._find(message)
+        return bool(self._ids or self._rules) and self._find(named(message))
+
+    def hidden(self, message: Message) -> bool:
+        """Whether something is revoked, and only an executor can read what ``message`` calls."""
+        return bool(self._ids or self._rules) and not named(message).task
 
     def _find(self, message: Message) -> bool:
         now = self._worker.app.clock.time()
@@ -82,7 +86,7 @@ class Revocations(Step):
         return self._outcome(message, "terminated")
 
     def _outcome(self, message: Message, why: str) -> Outcome:
-        return self._worker.records.ended(Verdict.REVOKED, message, TaskRevoked(why), state=State.REVOKED)
+        return self._worker.records.ended(Verdict.REVOKED, named(message), TaskRevoked(why), state=State.REVOKED)
 
     def cancelled(self, task_id: str) -> bool:
         """Whether the running task is asked to end. From any thread."""
@@ -159,8 +163,7 @@ class Revocations(Step):
         running = self._worker.pool.running()
         struck: dict[str, list[str]] = {"running": [], "waiting": []}
         for held in list(self._worker.settlement.held.values()):
-            message = held.delivery.message
-            if held.concluding is not None or not revocation.covers(message):
+            if held.concluding is not None or not revocation.covers(message := named(held.delivery.message)):
                 continue
             runs = held.job_id in running
             struck["running" if runs else "waiting"].append(message.id)
@@ -188,7 +191,7 @@ class Revocations(Step):
 
     async def _end(self, held: Held, job_id: int, grace: float) -> None:
         """Ask the running task to end; after ``grace`` seconds, end the process that runs exactly this job."""
-        worker, message = self._worker, held.delivery.message
+        worker, message = self._worker, named(held.delivery.message)
         self._cancelled.add(message.id)
         try:
             if grace > 0:
