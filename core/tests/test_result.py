@@ -54,7 +54,7 @@ def test_get_waits_for_the_end_through_passing_states(app: Umbel, fakes: Fakes) 
     timer = threading.Timer(0.05, store, (app, fakes, "SUCCESS", 7))
     timer.start()
     assert handle.get(5) == 7
-    timer.join()
+    timer.join(30)
 
 
 def test_get_raises_what_the_task_raised_with_its_traceback_as_a_note(app: Umbel, fakes: Fakes) -> None:
@@ -170,5 +170,5 @@ def test_many_threads_wait_on_one_handle(app: Umbel, fakes: Fakes) -> None:
         thread.start()
     store(app, fakes, "SUCCESS", 7)
     for thread in threads:
-        thread.join()
+        thread.join(60)
     assert got == [7] * 16

@@ -1,22 +1,30 @@
-"""Generated canvases, what they must come to, and a broker and a store that misbehave."""
+"""Generated canvases and the cases of the error rules: what they are, and what they must come to."""
 
 from __future__ import annotations
 
-import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from datetime import UTC, datetime
+from functools import cache
+from itertools import product
+from typing import Any, Final
 
+from canvas_work import STEP, Misbehaving, brief, perform
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from umbel import Umbel, chain, chord, group, hookimpl
+from umbel import Umbel, chain, chord, group
 from umbel.canvas.graph import NODE, ONCE
-from umbel.canvas.signature import Canvas
+from umbel.canvas.signature import Canvas, Signature
 from umbel.errors import ResultStoreUnavailable
 from umbel.testing.harness import Harness, in_memory
 
-KINDS = ("ok", "ok", "ok", "ok", "ok", "fail", "retry", "replace", "replace_group")
+KINDS: Final = (
+    *("ok",) * 8, "fail", "retry", "replace", "replace_group", "replace_chord", "replace_fail", "expired",
+)  # fmt: skip
+FORMS: Final = ("chain", "group", "chord", "chain", "group", "chord", "task")
+_PAST: Final = datetime(2001, 1, 1, tzinfo=UTC)
 
 Tree = tuple[Any, ...]
 """``("task", kind, label)``, ``("chain", [trees])``, ``("group", [trees])``, ``("chord", [trees], tree)``."""
@@ -26,18 +34,43 @@ class Failed(Exception):
     """What is expected of a canvas that cannot succeed."""
 
 
-def trees(*, depth: int, width: int, kinds: Sequence[str] = KINDS) -> st.SearchStrategy[Tree]:
-    """Canvases up to ``depth`` levels, with up to ``width`` calls in each."""
-    leaf: st.SearchStrategy[Tree] = st.tuples(st.just("task"), st.sampled_from(kinds), st.integers(0, 99))
-    found = leaf
-    for _ in range(depth):
-        several = st.lists(found, min_size=1, max_size=width)
-        found = st.one_of(
-            leaf,
-            st.tuples(st.just("chain"), several),
-            st.tuples(st.just("group"), several),
-            st.tuples(st.just("chord"), several, leaf),
-        )
+@st.composite
+def trees(draw: st.DrawFn, *, depth: int, width: int, largest: int) -> Tree:
+    """Canvases up to ``depth`` levels, with up to ``width`` calls in each, and up to ``largest`` tasks in all."""
+
+    def grown(depth: int, most: int) -> Tree:
+        form = draw(st.sampled_from(FORMS)) if depth and most > 1 else "task"
+        if form == "task":
+            return ("task", draw(st.sampled_from(KINDS)), 0)
+        body = [("task", draw(st.sampled_from(KINDS)), 0)] if form == "chord" else []
+        most -= len(body)
+        members: list[Tree] = []
+        for still in range(draw(st.integers(1, min(width, most))), 0, -1):
+            members.append(grown(depth - 1, draw(st.integers(1, max(1, min(2 * most // still, most - still + 1))))))
+            most -= size(members[-1])
+        return (form, members, *body)
+
+    return numbered(grown(depth, largest))
+
+
+@cache
+def drawn(number: int, of: int, *, depth: int, width: int, largest: int) -> Sequence[Tree]:
+    """``number`` canvases of up to ``largest`` tasks each, the same for the same seed ``of``."""
+    found: list[Tree] = []
+
+    @seed(of)
+    @settings(
+        max_examples=number,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(trees(depth=depth, width=width, largest=largest))
+    def draw(tree: Tree) -> None:
+        found.append(tree)
+
+    draw()
     return found
 
 
@@ -53,47 +86,86 @@ def size(tree: Tree) -> int:
     raise AssertionError(tree)
 
 
-def canvas_of(tree: Tree, work: Any) -> Canvas[Any]:
+def numbered(tree: Tree, labels: Iterator[int] | None = None) -> Tree:
+    """The same, each task with a label of its own, and room behind it for what it is replaced by."""
+    labels = labels or iter(range(0, 2**31, STEP))
+    match tree:
+        case ("task", kind, _):
+            return ("task", kind, next(labels))
+        case ("chord", members, body):
+            return ("chord", [numbered(member, labels) for member in members], numbered(body, labels))
+        case (kind, members):
+            return (kind, [numbered(member, labels) for member in members])
+    raise AssertionError(tree)
+
+
+def canvas_of(tree: Tree, call: Callable[[str, int], Signature]) -> Canvas[Any]:
+    """``call`` makes the call of a task of a kind and a label."""
+    match tree:
+        case ("task", "expired", label):
+            return call("ok", label).set(expires=_PAST)
+        case ("task", kind, label):
+            return call(kind, label)
+        case ("chain", members):
+            return chain(*(canvas_of(member, call) for member in members))
+        case ("group", members):
+            return group([canvas_of(member, call) for member in members])
+        case ("chord", members, body):
+            return chord([canvas_of(member, call) for member in members], canvas_of(body, call))
+    raise AssertionError(tree)
+
+
+Calls = dict[int, Any]
+"""What each task that starts is given, in order, by its label."""
+
+
+def expected(tree: Tree, *given: Any, calls: Calls | None = None) -> Any:
+    """The value that it comes to; ``calls`` gets what starts meanwhile. Raises ``Failed``."""
+    calls = {} if calls is None else calls
     match tree:
         case ("task", kind, label):
-            call: Canvas[Any] = work.s(kind=kind, label=label)
-            return call
-        case ("chain", members):
-            return chain(*(canvas_of(member, work) for member in members))
-        case ("group", members):
-            return group([canvas_of(member, work) for member in members])
-        case ("chord", members, body):
-            return chord([canvas_of(member, work) for member in members], canvas_of(body, work))
-    raise AssertionError(tree)
-
-
-def expected(tree: Tree, *given: Any) -> Any:
-    """The value that it comes to. Raises ``Failed``."""
-    match tree:
-        case ("task", "fail", _):
-            raise Failed
-        case ("task", "replace_group", label):
-            return [[label, *given], [label + 1, *given]]
-        case ("task", _, label):
-            return [label, *given]
+            return _task(kind, label, given, calls)
         case ("chain", members):
             for member in members:
-                given = (expected(member, *given),)
+                given = (expected(member, *given, calls=calls),)
             return given[0]
         case ("group", members):
-            return _side_by_side(members, given)
+            return _side_by_side(members, given, calls)
         case ("chord", members, body):
-            return expected(body, _side_by_side(members, given))
+            return expected(body, _side_by_side(members, given, calls), calls=calls)
     raise AssertionError(tree)
 
 
-def _side_by_side(members: Sequence[Tree], given: Sequence[Any]) -> list[Any]:
+def _task(kind: str, label: int, given: Sequence[Any], calls: Calls) -> Any:
+    def started(label: int, *given: Any) -> list[Any]:
+        calls[label] = brief(list(given))
+        return [label, calls[label]]
+
+    if kind == "expired":
+        raise Failed
+    value = started(label, *given)
+    match kind:
+        case "fail":
+            raise Failed
+        case "replace":
+            return started(label + 1, *given)
+        case "replace_fail":
+            started(label + 1, *given)
+            raise Failed
+        case "replace_group":
+            return [started(label + more, *given) for more in (1, 2)]
+        case "replace_chord":
+            return started(label + 3, [started(label + more, *given) for more in (1, 2)])
+    return value
+
+
+def _side_by_side(members: Sequence[Tree], given: Sequence[Any], calls: Calls) -> list[Any]:
     """Groups directly within a group lie in one list with its other members."""
     values: list[Any] = []
     failed = False
     for member in members:
         try:
-            value = expected(member, *given)
+            value = expected(member, *given, calls=calls)
         except Failed:
             failed = True
             continue
@@ -103,47 +175,54 @@ def _side_by_side(members: Sequence[Tree], given: Sequence[Any]) -> list[Any]:
     return values
 
 
-class Misbehaving:
-    """A plugin: every message arrives three times, and one answer of the store in ``rate`` is lost, done or not done."""
+# --- the error rules ------------------------------------------------------------------------------
 
-    def __init__(self, *, copies: int = 3, faults: float = 0.0, seed: int = 0) -> None:
-        self._copies = copies
-        self._faults = faults
-        self._random = random.Random(seed)
+Case = tuple[int, str, int, Any]
+"""Nesting, place of what fails in its chain, number of failures, ``join``."""
 
-    @hookimpl(wrapper=True)
-    def umbel_make_transport(self) -> Iterator[None]:
-        transport = yield
-        assert transport is not None
-        for name in ("publish", "publish_blocking"):
-            self._repeat(transport, name)
-        return transport  # type: ignore[return-value]  # what a wrapper of pluggy's gives back
+PLACES: Final = ("alone", "first", "middle", "last")
+POLICIES: Final[tuple[Any, ...]] = ("all", "settled", 1, 2)
+CASES: Final[Sequence[Case]] = tuple(product(range(4), PLACES, range(4), POLICIES))
 
-    def _repeat(self, transport: Any, name: str) -> None:
-        publish = getattr(transport, name)
-        setattr(transport, name, lambda messages, **how: publish(list(messages) * self._copies, **how))
 
-    @hookimpl(wrapper=True)
-    def umbel_make_result_store(self) -> Iterator[None]:
-        store = yield
-        assert store is not None
-        for name in ("put", "get", "join", "members", "fired", "unfired", "claim", "release"):
-            self._disturb(store, name)
-        return store  # type: ignore[return-value]  # what a wrapper of pluggy's gives back
+def table_canvas(case: Case, tell: Callable[[str], Signature], tasks: Any) -> Canvas[Any]:
+    """A case of the truth table; who is told of a failure is told by ``tell``. ``tasks`` has ``identity`` and ``boom``."""
+    nesting, place, failures, policy = case
+    members = [_table_member(place, number < failures, tell, tasks) for number in range(3)]
+    canvas: Any = group(members, join=policy).on_error(tell("group"))
+    canvas = canvas | tasks.identity.s().link_error(tell("body"))
+    for level in range(nesting):
+        outer = group([canvas, tasks.identity.s()]).on_error(tell(f"outer group {level}"))
+        canvas = chord(outer, tasks.identity.s().link_error(tell(f"outer body {level}")))
+    return canvas  # type: ignore[no-any-return]  # what the operator makes of them
 
-    def _disturb(self, store: Any, name: str) -> None:
-        call = getattr(store, name)
 
-        async def disturbed(*args: Any, **kwargs: Any) -> Any:
-            drawn = self._random.random()
-            if drawn < self._faults / 2:
-                raise ResultStoreUnavailable("it was away")
-            answer = await call(*args, **kwargs)
-            if drawn < self._faults:
-                raise ResultStoreUnavailable("its answer was lost")
-            return answer
+def _table_member(place: str, fails: bool, tell: Callable[[str], Signature], tasks: Any) -> Any:
+    ok = tasks.identity.s()
+    call = tasks.boom.s().link_error(tell("member")) if fails else ok
+    match place:
+        case "first":
+            return chain(call, ok)
+        case "middle":
+            return chain(ok, call, ok)
+        case "last":
+            return chain(ok, call)
+    return call
 
-        setattr(store, name, disturbed)
+
+def table_fails(case: Case) -> bool:
+    _, _, failures, policy = case
+    return failures > 0 if policy == "all" else False if policy == "settled" else 3 - failures < policy
+
+
+def table_told(case: Case) -> dict[str, int]:
+    """How often each is told, but for the members' own errbacks."""
+    if not table_fails(case):
+        return {}
+    told = {"group": 1, "body": 1}
+    for level in range(case[0]):
+        told |= {f"outer group {level}": 1, f"outer body {level}": 1}
+    return told
 
 
 class Lab:
@@ -157,8 +236,8 @@ class Lab:
         """Starts of what joins have started, by id, number of retries, and of replacements."""
         self.calls: Counter[Any] = Counter()
         """Calls of ``note``, by what it is to note."""
-        self.inputs: dict[str, set[str]] = {}
-        """What each task was given, as text, by its id."""
+        self.inputs: dict[int, set[str]] = {}
+        """What each task of a workflow was given, as text, by its label."""
 
         @self.app.task(bind=True, max_retries=5)
         def work(self_: Any, *given: Any, kind: str, label: int) -> Any:
@@ -166,18 +245,8 @@ class Lab:
             if request.message.headers.get(ONCE):
                 self.once[request.id, request.retries, request.invocation.replaced_task_nesting] += 1
             if NODE in request.message.headers:
-                self.inputs.setdefault(request.id, set()).add(repr(given))
-            match kind:
-                case "fail":
-                    raise ValueError(label)
-                case "retry" if request.retries < 1:
-                    raise self_.retry(countdown=0.5)
-                case "replace":
-                    raise self_.replace(work.s(*given, kind="ok", label=label))
-                case "replace_group":
-                    members = [work.s(*given, kind="ok", label=label + more) for more in (0, 1)]
-                    raise self_.replace(group(members))
-            return [label, *given]
+                self.inputs.setdefault(label, set()).add(repr(brief(list(given))))
+            return perform(self_, self.call, given, kind=kind, label=label)
 
         @self.app.task
         def note(*what: Any) -> Any:
@@ -193,6 +262,11 @@ class Lab:
             raise ValueError("bad")
 
         self.work, self.note, self.identity, self.boom = work, note, identity, boom
+
+    def call(self, kind: str, label: int) -> Signature:
+        """Of the task that generated canvases are made of."""
+        call: Signature = self.work.s(kind=kind, label=label)
+        return call
 
     @contextmanager
     def running(self, settings: Mapping[str, Any] | None = None) -> Iterator[Harness]:
@@ -217,4 +291,7 @@ def reconciled(lab: Lab, harness: Harness, worker: Any = None) -> None:
         harness.run_until_idle(30)
 
 
-__all__ = ["Failed", "Lab", "Misbehaving", "canvas_of", "expected", "reconciled", "size", "trees"]
+__all__ = [
+    "CASES", "Failed", "Lab", "Misbehaving", "canvas_of", "drawn", "expected", "numbered", "reconciled", "size", "table_canvas",
+    "table_fails", "table_told", "trees",
+]  # fmt: skip

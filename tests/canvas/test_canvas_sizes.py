@@ -1,18 +1,14 @@
-"""What is published and stored grows with the number of tasks, and what a sender keeps in memory does not grow with it."""
+"""What is published grows with the number of tasks. What goes over the wire, and what a sender keeps: test_canvas_great.py."""
 
 from __future__ import annotations
 
-import tracemalloc
 from typing import Any
 
-import pytest
 from canvas_model import Lab
 from cluster import FULL
 
 from umbel import chain, chord, group
 from umbel.model import Message
-
-CLAIM = {"name": "n", "owner": "o", "fence": 1, "until": 0.0, "value": b""}
 
 
 def weight(message: Message) -> int:
@@ -52,25 +48,3 @@ def test_nested_chords_publish_bytes_linear_in_their_depth() -> None:
             harness.run_until_idle(20)
             sizes.append(sum(map(weight, harness.published)))
     assert abs((sizes[2] - sizes[1]) - (sizes[1] - sizes[0])) < 0.1 * (sizes[1] - sizes[0])
-
-
-def test_a_sender_holds_a_batch_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    lab = Lab()
-    with lab.running():
-        gateway = lab.app.gateway
-        monkeypatch.setattr(gateway, "publish", lambda messages, timeout: None)
-        monkeypatch.setattr(gateway, "put", lambda results: None)
-
-        answers = {"join": lambda calls: [(0, None, False) for _ in calls], "claim": lambda _: CLAIM}
-        monkeypatch.setattr(gateway, "ask", lambda verb, payload: answers[verb](payload))
-
-        def peak(members: int) -> int:
-            tracemalloc.start()
-            (group(lab.note.s(n) for n in range(members)) | lab.note.s()).apply_async()
-            _, most = tracemalloc.get_traced_memory()
-            tracemalloc.stop()
-            return most
-
-        peak(1000)
-        few, many = peak(1000), peak(100_000 if FULL else 4000)
-        assert many < 1.5 * few + 1_000_000

@@ -388,7 +388,7 @@ def test_a_conflict_and_what_is_behind_it_block_nothing_else() -> None:
 
 def dying(shop: Shop, steps_taken: int, *args: Any, **options: Any) -> Message:
     """A sender that dies after so many steps: claim, publish, extend."""
-    plan = shop.order._plan(args, None, options)
+    plan = shop.order.unique_plan(args, None, options)
     message = shop.order.message(args, None, **options)
     assert plan is not None
     steps = unique._steps(shop.app, plan, message, 5.0)

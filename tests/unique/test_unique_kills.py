@@ -50,7 +50,7 @@ def unique(fleet: Cluster, seconds: float = 0.0, task: str = "note") -> bool:
     return fleet.send(task, 1, seconds, unique="until_done", unique_key="k").sent
 
 
-def test_sigkill_of_a_worker_frees_the_keys_of_its_tasks_within_one_lease(fleet: Cluster) -> None:
+def test_f08_sigkill_of_a_worker_frees_the_keys_of_its_tasks_within_one_lease(fleet: Cluster) -> None:
     worker = fleet.worker()
     first = fleet.send("note", 1, 60.0, unique="until_done", unique_key="k")
     fleet.ledger.wait_start(first.id)

@@ -11,9 +11,10 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import attrs
+from attrs import frozen
 
 from umbel.errors import NotSupported, ResultStoreUnavailable
-from umbel.model import Lease
+from umbel.model import Lease, Message
 from umbel.ports.result_store import ClaimStore, ResultStore
 
 if TYPE_CHECKING:
@@ -23,12 +24,42 @@ UNIQUE: Final = "umbel-unique:"
 LOCK: Final = "umbel-lock:"
 """What the names of claims begin with."""
 
+KEY: Final = "umbel-unique"
+"""Header of a unique call, for the worker: the claim's name, how long it is held, and the fence of its sender's claim; of a call
+in a workflow, which nobody has claimed yet, what it does on a conflict."""
+
 SENDING: Final = b"sending"
 """Value of a unique key whose call is on its way to the broker."""
 WAITS: Final = b"waits"
 """Its message waits in its queue; behind a space, the time of the first call that it stands for."""
 RUNS: Final = b"runs"
 """A worker has taken it on."""
+
+
+@frozen
+class Key:
+    """What a message says about its unique key."""
+
+    name: str
+    """Of the claim."""
+    until: str | float
+    """``until_start``, ``until_done``, or seconds from when it is taken on."""
+    on_conflict: str | None = None
+    """Of a call in a workflow, which claims its key only when it is taken on; None: its sender has claimed it."""
+    fence: int | None = None
+    """Of its sender's claim; None: it is not known."""
+
+    @classmethod
+    def of(cls, message: Message) -> Key | None:
+        """None: it has none, or one that makes no sense."""
+        match message.headers.get(KEY):
+            case [str(name), ("until_start" | "until_done") as until, int(fence)] if name.startswith(UNIQUE):
+                return cls(name, until, fence=fence)
+            case [str(name), ("until_start" | "until_done" | float() | int()) as until, str(on_conflict)] if (
+                name.startswith(UNIQUE)
+            ):
+                return cls(name, until, on_conflict)
+        return None
 
 
 def waits(lease: Lease) -> bool:

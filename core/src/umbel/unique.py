@@ -19,7 +19,8 @@ import inspect
 import json
 import logging
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import date, datetime, time
 from decimal import Decimal
 from functools import lru_cache
@@ -30,7 +31,7 @@ from uuid import UUID
 from attrs import evolve, frozen
 
 from umbel import protocol
-from umbel.claiming import SENDING, UNIQUE, WAITS, waits
+from umbel.claiming import KEY, SENDING, UNIQUE, WAITS, Key, waits
 from umbel.errors import DuplicateTask, EncodeError, TaskRevoked, UmbelError
 from umbel.model import Lease, Message, Result, State, TaskOptions
 from umbel.result import AsyncResult, NotSent
@@ -40,19 +41,19 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("umbel.unique")
 
-HEADER: Final = "umbel-unique"
-"""The claim's name and how long it is held, for the worker."""
+HEADER: Final = KEY
 OPTIONS: Final = frozenset(
     {"unique", "unique_key", "on_conflict", "debounce", "debounce_max", "throttle", "throttle_edge"}
 )
 """What a task and a call may say about it: names of ``TaskOptions``."""
 
+_MODES: Final = frozenset({"unique", "debounce", "throttle"})
 _MARGIN: Final = 5.0
 """Seconds that claiming and extending may take beside the publish."""
 _TRIES: Final = 20
 """How often a call tries to take the place of one that has just taken another's."""
 _LONGEST_KEY: Final = 100
-_WINDOW: Final = b"window"
+WINDOW: Final = b"window"
 """Value of a key that is held for a time, whatever becomes of its task."""
 
 Step = tuple[str, Any]
@@ -110,12 +111,10 @@ def plan(
     """
     given = {name: call.pop(name) for name in OPTIONS & call.keys()}
     literal = given.pop("unique_key", None)
-    if modes := {"unique", "debounce", "throttle"} & given.keys():  # one of the call's stands for all of the task's
-        options = evolve(options, unique=None, debounce=None, debounce_max=None, throttle=None)
-        modes_given = [name for name in modes if given[name]]
-        if not modes_given:
-            return None
-    options = evolve(options, **given)
+    modes = _MODES & given.keys()
+    if modes and not any(given[name] for name in modes):
+        return None
+    options = called(options, given)
     if not (options.unique or options.debounce or options.throttle):
         raise ValueError(
             f"task {task!r} is not unique: give unique, debounce or throttle beside {', '.join(sorted(given))}"
@@ -133,6 +132,13 @@ def plan(
     if options.throttle is not None:
         return evolve(made, quiet=math.inf, longest=options.throttle)
     return evolve(made, quiet=options.debounce, longest=options.debounce_max or math.inf)
+
+
+def called(options: TaskOptions, given: Mapping[str, Any]) -> TaskOptions:
+    """The options of a call that is given some of its own; one way to be unique stands for all of the task's."""
+    if _MODES & given.keys():
+        options = evolve(options, unique=None, debounce=None, debounce_max=None, throttle=None)
+    return evolve(options, **{name: value for name, value in given.items() if name != "unique_key"})
 
 
 def _key(
@@ -208,6 +214,7 @@ def held_for(message: Message, now: float, bound: float) -> float:
 def _steps(app: Umbel, plan: Plan, message: Message, timeout: float) -> Generator[Step, Any, str | Conflict]:
     name, task_id, sending = plan.name, message.id, timeout + _MARGIN
     replaced: Lease | None = None
+    began = app.clock.time()
     for _ in range(_TRIES):
         lease: Lease = yield _claim(name, task_id, sending, SENDING)
         if lease.owner == task_id:
@@ -222,19 +229,22 @@ def _steps(app: Umbel, plan: Plan, message: Message, timeout: float) -> Generato
         return Conflict(plan=plan, task_id=task_id, existing=lease.owner)
     now = app.clock.time()
     since = now if replaced is None else _since(replaced.value, now)
-    message = _prepared(plan, message, now, since)
+    message = _prepared(plan, message, now, since, lease.fence)
     try:
         yield "send", [message]
     except Exception:
         yield from _if_possible("ask", ("release", (name, task_id, None)), f"{name} stays claimed for {sending:g} s")
         raise
     word = not isinstance(plan.until, str)
-    value = _WINDOW if word else WAITS if plan.quiet is None else WAITS + b" %.6f" % since
+    value = WINDOW if word else WAITS if plan.quiet is None else WAITS + b" %.6f" % since
     lasts = plan.until if isinstance(plan.until, float | int) else held_for(message, now, app.settings.unique.bound)
-    extended = _claim(name, task_id, float(lasts), value)
-    yield from _if_possible(*extended, f"task {task_id} is sent, and {name} is claimed for {sending:g} s only")
-    if replaced is not None and not message.headers.get("ignore_result"):
-        record = _replaced(app, replaced.owner, task_id)
+    extend = _claim(name, task_id, float(lasts), value)
+    held = yield from _if_possible(*extend, f"task {task_id} is sent, and {name} is claimed for {sending:g} s only")
+    if not word and held is not None and held.fence != lease.fence and app.clock.time() - began < sending:
+        # Its task has ended meanwhile and freed the key, which was taken anew just now.
+        yield from _if_possible("ask", ("release", (name, task_id, value)), f"{name} stays claimed for {lasts:g} s")
+    if replaced is not None:
+        record = replaced_by(app, replaced.owner, task_id)
         yield from _if_possible(
             "put", [record], f"the record of task {replaced.owner} is written when its message comes"
         )
@@ -245,12 +255,13 @@ def _claim(name: str, owner: str, lease: float, value: bytes) -> Step:
     return "ask", ("claim", (name, owner, lease, value))
 
 
-def _if_possible(kind: str, payload: Any, otherwise: str) -> Generator[Step, Any, None]:
-    """A step after which the call is what it is, whether the step is taken or not."""
+def _if_possible(kind: str, payload: Any, otherwise: str) -> Generator[Step, Any, Any]:
+    """A step after which the call is what it is, whether the step is taken or not; its answer, None where there is none."""
     try:
-        yield kind, payload
+        return (yield kind, payload)
     except UmbelError as exc:
         logger.warning("%s: %s", otherwise, exc)
+        return None
 
 
 def _since(value: bytes, now: float) -> float:
@@ -259,18 +270,19 @@ def _since(value: bytes, now: float) -> float:
     return float(moment) if moment else now
 
 
-def _prepared(plan: Plan, message: Message, now: float, since: float) -> Message:
+def _prepared(plan: Plan, message: Message, now: float, since: float, fence: int) -> Message:
     headers = dict(message.headers)
     due = message.due
     if plan.quiet is not None:
         due = min(now + plan.quiet, since + plan.longest)
         headers["eta"] = protocol.format_time(due)
     if isinstance(plan.until, str):
-        headers[HEADER] = [plan.name, plan.until]
+        headers[HEADER] = [plan.name, plan.until, fence]
     return evolve(message, headers=headers, due=due)
 
 
-def _replaced(app: Umbel, task_id: str, by: str) -> Result:
+def replaced_by(app: Umbel, task_id: str, by: str) -> Result:
+    """The record of a call whose place another of the same key has taken."""
     exc = protocol.exception_to_plain(TaskRevoked(f"replaced by task {by} of the same unique key"))
     document = protocol.result_document(task_id, State.REVOKED, exc, done=app.clock.time())
     encoded = app.result_codec.encode(document)
@@ -284,51 +296,69 @@ def _replaced(app: Umbel, task_id: str, by: str) -> Result:
     )
 
 
+class _Course:
+    """The steps of one call, as they are carried out: each with the answer of the one before, or with what it raised."""
+
+    def __init__(self, app: Umbel, plan: Plan, message: Message, timeout: float | None) -> None:
+        self._steps = _steps(app, plan, message, app.settings.broker.publish_timeout if timeout is None else timeout)
+        self._failed: Exception | None = None
+        self.answer: Any = None
+        self.sent: str | Conflict = ""
+        """What came of the call, at the end."""
+
+    def __iter__(self) -> Iterator[Step]:
+        while True:
+            try:
+                step = self._steps.send(self.answer) if self._failed is None else self._steps.throw(self._failed)
+            except StopIteration as end:
+                self.sent = _checked(end.value)
+                return
+            self.answer = self._failed = None
+            yield step
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as exc:
+            self._failed = exc
+
+
 def send(app: Umbel, plan: Plan, message: Message, timeout: float | None) -> str | Conflict:
     """Send ``message`` if its key is free, or may be taken; its id, or what is in its way. Blocks.
 
     Raises as ``Client.send``; ``NotSupported`` where the store keeps no claims, ``ResultStoreUnavailable``: then nothing is sent.
     """
-    steps = _steps(app, plan, message, app.settings.broker.publish_timeout if timeout is None else timeout)
-    answer: Any = None
-    failed: Exception | None = None
-    while True:
-        try:
-            kind, payload = steps.send(answer) if failed is None else steps.throw(failed)
-        except StopIteration as end:
-            return _checked(end.value)
-        answer = failed = None
-        try:
+    course = _Course(app, plan, message, timeout)
+    for kind, payload in course:
+        with course.step():
             if kind == "ask":
-                answer = _read(payload, app.gateway.ask(*payload))
+                course.answer = _read(payload, app.gateway.ask(*payload))
             elif kind == "send":
                 app.client.send(payload, timeout)
             else:
                 app.gateway.put(payload)
-        except Exception as exc:
-            failed = exc
+    return course.sent
 
 
-async def asend(app: Umbel, plan: Plan, message: Message, timeout: float | None) -> str | Conflict:
-    """``send`` for event loops."""
-    steps = _steps(app, plan, message, app.settings.broker.publish_timeout if timeout is None else timeout)
-    answer: Any = None
-    failed: Exception | None = None
-    while True:
-        try:
-            kind, payload = steps.send(answer) if failed is None else steps.throw(failed)
-        except StopIteration as end:
-            return _checked(end.value)
-        answer = failed = None
-        try:
+async def asend(
+    app: Umbel,
+    plan: Plan,
+    message: Message,
+    timeout: float | None,
+    publish: Callable[[Sequence[Message]], Awaitable[None]] | None = None,
+) -> str | Conflict:
+    """``send`` for event loops; ``publish`` instead of ``Client.asend``."""
+    course = _Course(app, plan, message, timeout)
+    for kind, payload in course:
+        with course.step():
             if kind == "ask":
-                answer = _read(payload, await app.gateway.aask(*payload))
+                course.answer = _read(payload, await app.gateway.aask(*payload))
             elif kind == "send":
-                await app.client.asend(payload, timeout)
+                await (app.client.asend(payload, timeout) if publish is None else publish(payload))
             else:
                 await app.gateway.aput(payload)
-        except Exception as exc:
-            failed = exc
+    return course.sent
 
 
 def _read(asked: tuple[str, Any], answer: Any) -> Any:
@@ -358,17 +388,9 @@ def handle(app: Umbel, sent: str | Conflict, structure: Callable[[Any], Any] | N
 
 def started(app: Umbel, message: Message) -> None:
     """A task begins: free the key of one that is unique until then. Blocks; a fault of the store is logged."""
-    mark = read(message)
-    if mark is not None and mark[1] == "until_start":
+    key = Key.of(message)
+    if key is not None and key.until == "until_start":
         try:
-            app.gateway.ask("release", (mark[0], message.id, None))
+            app.gateway.ask("release", (key.name, message.id, None))
         except UmbelError as exc:  # the worker tries again at its end
             logger.warning("task %s[%s]: its unique key is not free yet: %s", message.task, message.id, exc)
-
-
-def read(message: Message) -> tuple[str, str] | None:
-    """The claim's name, and until when it is held; None: the message has none, or one that makes no sense."""
-    match message.headers.get(HEADER):
-        case [str(name), ("until_start" | "until_done") as until] if name.startswith(UNIQUE):
-            return name, until
-    return None

@@ -11,6 +11,7 @@ from umbel.canvas import joining
 from umbel.canvas.graph import NODE, ONCE, WORKFLOW, Join, Slot, join_key, plan_id
 from umbel.canvas.joining import Marked
 from umbel.canvas.marks import EARLY, ordered
+from umbel.canvas.rules import UNSENT
 from umbel.canvas.sending import (
     announce,
     fire,
@@ -25,6 +26,7 @@ from umbel.canvas.sending import (
 from umbel.errors import UmbelError
 from umbel.model import Message, Result, evolve, without_route
 from umbel.protocol import BROKER_HEADERS
+from umbel.result import decode
 
 if TYPE_CHECKING:
     from umbel.app import Umbel
@@ -93,6 +95,8 @@ class _Again:
                 raise UmbelError(f"a part of workflow {workflow} is gone: its time ([workflows] expires) is over")
             self._plans[name] = read_plan(app, record)
         self._marks = {name: dict(ordered(joining.members(app.gateway, join_key(workflow, name)))) for name in names}
+        if any(UNSENT in marks for marks in self._marks.values()):
+            raise UmbelError(f"workflow {workflow} was not sent whole: only the program that sent it can send it again")
         self.forgotten: list[str] = []
         """Ids of tasks whose records say that they have failed, and whose next ones are to be taken."""
         self._still_failed: list[Result] = []
@@ -139,7 +143,7 @@ class _Again:
         return plan.size is None or len(self._marks[name]) < plan.size
 
     def _read(self, record: Result) -> Message:
-        plain = self._app.result_codec.decode(record.document, record.content_type)["result"]
+        plain = decode(self._app, record)["result"]
         plain[2] = b64decode(plain[2])
         return Message.from_plain(tuple(plain))
 

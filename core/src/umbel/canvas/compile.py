@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from attrs import evolve
 
-from umbel.canvas.compose import ACCUMULATE, Chain, Chord, Group, Stream
+from umbel.canvas.compose import ACCUMULATE, Chain, Chord, Group
 from umbel.canvas.graph import (
     CANCELS,
     ENOUGH,
@@ -70,11 +70,6 @@ class _Compiler:
         starts, plan.shown = self._place(canvas, end, {})
         plan.heads = iter(starts)
         return plan
-
-    def place_steps(self, steps: Sequence[Canvas[Any]], end: Slot) -> tuple[list[Branch], Shown]:
-        """Steps one after the other, whose end is marked in ``end``."""
-        starts, shown = self._place_steps(steps, end, {}, first=False)
-        return [*starts], shown
 
     def _new_id(self) -> str:
         self._ids += 1
@@ -350,16 +345,12 @@ def _first_of(shown: Shown) -> Shown:
     return shown
 
 
-__all__ = ["Stream", "compiled", "joins"]
-
-
 def placed(canvas: Canvas[Any], workflow: str, end: Slot, task_id: str) -> Branch:
     """A task, or a chain of tasks, whose end is marked in ``end`` of a workflow that runs. Ids derive from ``task_id``."""
-    compiler = _Compiler(workflow)
     steps = list(_unchained(canvas)) if isinstance(canvas, Chain) else [canvas]
     named = [
         step if step.options.get("task_id") else step.set(task_id=task_id if at == len(steps) else derived(task_id, at))
         for at, step in enumerate(steps, 1)
     ]
-    (branch,), _ = compiler.place_steps(named, end)
+    (branch,), _ = _Compiler(workflow)._place_steps(named, end, {}, first=False)
     return branch

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 from attrs import evolve, frozen
 
 from umbel.canvas.rules import Need
-from umbel.canvas.signature import Canvas, Signature, plain_signatures
+from umbel.canvas.signature import Canvas, Signature
 from umbel.errors import DecodeError
 
 if TYPE_CHECKING:
@@ -79,9 +79,6 @@ class Chain(Canvas["AsyncResult[Any]"]):
         first, *rest = self.tasks
         return evolve(self, tasks=(first.with_call(args, kwargs), *rest))
 
-    def stamp(self, **headers: Any) -> Self:
-        return _stamped_links(evolve(self, tasks=tuple(task.stamp(**headers) for task in self.tasks)), headers)
-
     def __call__(self, *args: Any, **kwargs: Any) -> AsyncResult[Any]:
         """Send it."""
         return self.apply_async(args, kwargs)
@@ -123,9 +120,6 @@ class Group(Canvas["GroupResult"]):
         if not args and not kwargs:
             return self
         return self._each(lambda member: member.with_call(args, kwargs))
-
-    def stamp(self, **headers: Any) -> Self:
-        return _stamped_links(self._each(lambda member: member.stamp(**headers)), headers)
 
     def skew(self, start: float = 1.0, stop: float | None = None, step: float = 1.0) -> Self:
         """The same group, its members' countdowns spread from ``start`` seconds by ``step``, over again from ``stop``."""
@@ -186,10 +180,6 @@ class Chord(Canvas["AsyncResult[Any]"]):
 
     def with_call(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Chord:
         return evolve(self, header=self.header.with_call(args, kwargs))
-
-    def stamp(self, **headers: Any) -> Self:
-        body = None if self.body is None else self.body.stamp(**headers)
-        return _stamped_links(evolve(self, header=self.header.stamp(**headers), body=body), headers)
 
     def __call__(self, body: Canvas[Any] | None = None, **options: Any) -> AsyncResult[Any]:
         """Send it, with ``body`` if it has none yet."""
@@ -322,13 +312,3 @@ def _plain(kind: str, kwargs: Mapping[str, Any], canvas: Canvas[Any]) -> dict[st
 
 def _policy(group: Group) -> Sequence[tuple[str, Any, Any]]:
     return ("join", group.need, "all"), ("on_failure", "cancel" if group.cancel else "wait", "wait")
-
-
-def _stamped_links(canvas: C, headers: Mapping[str, Any]) -> C:
-    """``canvas`` with the callbacks of its own stamped; its members are already."""
-    links = {
-        option: [Signature.from_plain(plain).stamp(**headers).to_plain() for plain in plain_signatures(found)]
-        for option in ("link", "link_error", "on_error")
-        if (found := canvas.options.get(option))
-    }
-    return canvas.set(**links) if links else canvas

@@ -8,7 +8,8 @@ So a message says all about its place in two headers: the workflow, and the slot
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, Final
 
 from attrs import define, field, frozen
@@ -22,14 +23,22 @@ NODE: Final = "umbel-node"
 ONCE: Final = "umbel-once"
 """Headers: the workflow's id; join and slot in which the task's end is marked; that only one copy may start."""
 
-RIDES: Final = "rides"
-"""Value of that header where others ride behind the task: its own success is not the end of its slot's branch."""
+REST: Final = "umbel-rest"
+"""Header: ids of the steps of a chain that ride behind the task in its message. Its own success is not the end of its branch."""
+_REST_KEPT: Final = 500
+"""Ids that are named there, the last ones: a broker bounds what headers may hold."""
 
 TOGETHER: Final = "umbel-cancelled-with"
 """Header of the members of a group that cancels the others when one fails: which group that is."""
 
 FIRE: Final = "umbel.workflows.fire"
 """The task that starts what a complete join starts."""
+FIRES: Final = "fire/"
+"""What stands before the workflow's id in the header of such a task: it is no part of it, and not cancelled with it."""
+SENDING: Final = "sending"
+"""Name of the join that holds as long as a workflow is being sent."""
+WHY: Final = "why"
+"""Its mark that says why sending broke off; the others are names of joins."""
 
 LISTED: Final = 100
 """Members up to which a group's are listed one by one in what is shown of a workflow."""
@@ -58,6 +67,21 @@ class Slot:
         if not join or not index.isdecimal():
             raise DecodeError(f"the header {NODE} is {text!r}, which is no place in a workflow")
         return cls(join, int(index))
+
+
+def tasks_in(chain: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """The signatures of tasks that have an id, of a chain as a message has it, those in groups and chains within among them."""
+    for plain in chain:
+        if plain.get("subtask_type") in ("chain", "group"):
+            yield from tasks_in((plain.get("kwargs") or {}).get("tasks") or ())
+        elif (plain.get("options") or {}).get("task_id"):
+            yield from tasks_in(plain["options"].get("chain") or ())
+            yield plain
+
+
+def riding(chain: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Ids of the tasks of ``chain``, which is in reverse as a message has it; the last of them, where they are many."""
+    return [str(plain["options"]["task_id"]) for plain in islice(tasks_in(chain), _REST_KEPT)]
 
 
 def join_key(workflow: str, join: str) -> str:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
 from attrs import frozen
 
-from umbel.errors import NotSupported
+from umbel.errors import NotSupported, ResultStoreUnavailable
 from umbel.ports.result_store import JoinState, JoinStore, ResultStore
 
 if TYPE_CHECKING:
     from umbel.gateway import Gateway, LocalGateway
+
+T = TypeVar("T")
 
 LEASE: Final = 30.0
 """Seconds that whoever may fire a join has for it, before another may."""
@@ -42,6 +47,7 @@ class Marked:
     size: int | None
     owner: str
     expires: float
+    lease: float = LEASE
 
 
 def joins_of(store: ResultStore) -> JoinStore:
@@ -59,7 +65,7 @@ def joins_of(store: ResultStore) -> JoinStore:
 
 def join(gateway: Gateway, calls: Sequence[Marked]) -> list[JoinState]:
     """``JoinStore.join`` for each of ``calls``. Blocks. Raises ``NotSupported``, ``ResultStoreUnavailable``."""
-    plain = [(call.key, dict(call.marks), call.size, call.owner, call.expires) for call in calls]
+    plain = [(call.key, dict(call.marks), call.size, call.owner, call.expires, call.lease) for call in calls]
     return [JoinState(count=count, size=size, fires=fires) for count, size, fires in gateway.ask("join", plain)]
 
 
@@ -75,15 +81,33 @@ def fired(gateway: Gateway, key: str, owner: str) -> bool:
     return done
 
 
+def insist(call: Callable[[], T], seconds: float) -> T:
+    """Repeat a call for so long while the store is away. Blocks. Raises ``ResultStoreUnavailable`` then."""
+    pause, end = 0.05, time.monotonic() + seconds
+    while True:
+        try:
+            return call()
+        except ResultStoreUnavailable:
+            if time.monotonic() + pause > end:
+                raise
+        time.sleep(pause)
+        pause *= 2
+
+
 # --- where the connections are --------------------------------------------------------------------
 
 
 async def _join(gateway: LocalGateway, payload: Any) -> list[tuple[int, int | None, bool]]:
     store = joins_of(gateway.store)
-    states = [
-        await store.join(key, marks, size=size, owner=owner, lease=LEASE, expires=expires)
-        for key, marks, size, owner, expires in payload
+    calls = [
+        partial(store.join, key, marks, size=size, owner=owner, lease=lease, expires=expires)
+        for key, marks, size, owner, expires, lease in payload
     ]
+    if any(marks for _, marks, *_ in payload):
+        # In order: what completes a join early is to find the mark of the same end in the join itself.
+        states = [await call() for call in calls]
+    else:
+        states = await asyncio.gather(*(call() for call in calls))
     return [(state.count, state.size, state.fires) for state in states]
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from attrs import frozen
 
 from umbel import protocol
-from umbel.canvas.graph import FIRE, PREFIX, Slot, derived, enough_of, join_key
+from umbel.canvas.graph import FIRE, FIRES, NODE, PREFIX, WORKFLOW, Slot, derived, enough_of, join_key
 from umbel.canvas.joining import Marked
 from umbel.errors import DecodeError, TaskRevoked
 from umbel.model import Message, Result, State, TaskOptions
@@ -26,6 +26,7 @@ class Mark:
 
     state: str
     content_type: str
+    """Behind a space, how the document is compressed, where a peer has done so."""
     document: bytes
     """A result document; without one, the end itself is all that is known."""
 
@@ -47,11 +48,13 @@ class Mark:
     @classmethod
     def of(cls, result: Result) -> Mark:
         """The end that a final record tells of."""
-        return cls(result.state, result.content_type, result.document)
+        compressed = f" {result.compression}" if result.compression else ""
+        return cls(result.state, result.content_type + compressed, result.document)
 
     def read(self, app: Umbel) -> Mapping[str, Any]:
         """The result document. Raises ``DecodeError``."""
-        document = app.result_codec.decode(self.document, self.content_type)
+        content_type, _, compression = self.content_type.partition(" ")
+        document = app.result_codec.decode(self.document, content_type, compression or None)
         if not isinstance(document, Mapping):
             raise DecodeError("the mark of a workflow's member is no result document")
         return document
@@ -77,7 +80,7 @@ def written(app: Umbel, task_id: str, state: str, value: Any, *, expires: float 
         encoded = app.result_codec.encode(document)
     return Result(
         task_id=task_id,
-        state=state,
+        state=State(state).value,  # what a child gives its worker is plain
         document=encoded.body,
         content_type=encoded.content_type,
         content_encoding=encoded.content_encoding,
@@ -85,20 +88,24 @@ def written(app: Umbel, task_id: str, state: str, value: Any, *, expires: float 
     )
 
 
-def fire_message(app: Umbel, workflow: str, join: str, queue: str) -> Message:
-    """The message of the task that starts what follows ``join``. The same id each time."""
-    task_id = derived(workflow, join, "fire")
-    options = TaskOptions(ignore_result=True)
+def fire_message(app: Umbel, workflow: str, join: str, queue: str, broken: str | None = None) -> Message:
+    """The message of the task that starts what follows ``join``. The same id each time.
+
+    ``broken``: that message was lost, for that reason; this one lets what follows fail, whatever has become of the members.
+    """
+    place = Slot(join, 0 if broken is None else 1)
+    task_id = derived(workflow, join, "fire", *([] if broken is None else ["broken"]))
     return app.client.message(
         FIRE,
-        (workflow, join),
+        (workflow, join) if broken is None else (workflow, join, broken),
         {},
-        options,
+        TaskOptions(ignore_result=True),
         queue=queue,
         task_id=task_id,
-        root_id=workflow,
+        root_id=task_id,  # its own: who revokes all of a root must not keep the workflow from ending
         parent_id=workflow,
         priority=9,
+        headers={WORKFLOW: FIRES + workflow, NODE: str(place)},
     )
 
 

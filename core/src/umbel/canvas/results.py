@@ -16,7 +16,7 @@ from umbel.canvas.sending import begin, read_shown, shown_of
 from umbel.canvas.signature import Canvas
 from umbel.errors import ResultTimeout
 from umbel.model import Result, State
-from umbel.result import AsyncResult
+from umbel.result import AsyncResult, decode
 
 if TYPE_CHECKING:
     from umbel.app import Umbel
@@ -24,25 +24,24 @@ if TYPE_CHECKING:
 _LOOKED_AT: Final = 500
 """Records asked for at once."""
 _LOOK_AGAIN: Final = 0.02
-"""Seconds between two looks for all that are missing."""
+"""Seconds between two looks for what is missing while a group is waited for."""
 _SAVED: Final = "umbel-group/"
 
 
 class _Known:
-    """Final records of a group's tasks, as they come: whoever has to wait for one looks for all that are missing first."""
+    """Final records of a group's tasks, as they come: whoever has to wait for one looks for the next that are missing first."""
 
     def __init__(self) -> None:
         self.records: dict[str, Result] = {}
         self._looked = 0.0
 
     def to_look_up(self, ids: Iterator[str], missing: str) -> list[str]:
-        """All ids from ``missing`` on that are not known; none if such a look was just made."""
+        """The next ids from ``missing`` on that are not known; none if such a look was just made."""
         if time.monotonic() - self._looked < _LOOK_AGAIN:
             return []
         self._looked = time.monotonic()
-        return [
-            task_id for task_id in dropwhile(lambda task_id: task_id != missing, ids) if task_id not in self.records
-        ]
+        rest = dropwhile(lambda task_id: task_id != missing, ids)
+        return list(islice((task_id for task_id in rest if task_id not in self.records), _LOOKED_AT))
 
     def add(self, records: Sequence[Result]) -> None:
         self.records |= {record.task_id: record for record in records if record.final}
@@ -276,7 +275,7 @@ class GroupResult:
         record = app.gateway.get([_SAVED + group_id]).get(_SAVED + group_id)
         if record is None:
             return None
-        document = app.result_codec.decode(record.document, record.content_type)
+        document = decode(app, record)
         return cls(app, Shown.from_plain(document["result"]))
 
 

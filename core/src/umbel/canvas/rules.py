@@ -8,7 +8,7 @@
 ``n``                     as soon as ``n`` have succeeded     the results of the first ``n`` of those that are there
 ========================  ==================================  ===========================================
 
-Otherwise it has failed, once every member has ended.
+Otherwise it has failed, once every member has ended; and at once, whatever ``join`` says, where its workflow was not sent whole.
 A member has ended when it has succeeded, failed for good, was revoked, expired, or became a dead letter.
 """
 
@@ -21,6 +21,8 @@ from typing import Any, Final, Literal
 from attrs import frozen
 
 SUCCESS: Final = "SUCCESS"
+UNSENT: Final = -1
+"""The slot that tells that a join's workflow was given up while it was being sent."""
 
 Need = Literal["all", "settled"] | int
 """When a group has succeeded: all its members have; all have ended, however; so many have succeeded."""
@@ -48,6 +50,8 @@ def decide(need: Any, size: int | None, states: Mapping[int, str]) -> Decision:
     failed = sorted(slot for slot, state in states.items() if state != SUCCESS)
     if isinstance(need, int) and len(succeeded) >= need:
         return Decision(verdict=Verdict.SUCCEED, members=tuple(succeeded[:need]))
+    if UNSENT in states:
+        return Decision(verdict=Verdict.FAIL, members=(UNSENT,))
     if size is None or len(states) < size:
         return Decision(verdict=Verdict.WAIT)
     if need == "settled":

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
-import time
 from base64 import b64decode, b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -11,17 +11,21 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from umbel import protocol
-from umbel.canvas import joining
-from umbel.canvas.graph import PREFIX, Branch, Join, Plan, Shown, join_key, plan_id
+from umbel.canvas import joining, keys
+from umbel.canvas.graph import ONCE, PREFIX, Branch, Join, Plan, Shown, join_key, plan_id
 from umbel.canvas.joining import Marked
-from umbel.canvas.marks import EARLY, fire_message
+from umbel.canvas.marks import EARLY, fire_message, written
+from umbel.canvas.sender import Sender
 from umbel.canvas.signature import Signature, call_options
-from umbel.claiming import claim
-from umbel.errors import NotSupported, ResultStoreUnavailable
-from umbel.model import Message, Result, TaskOptions
+from umbel.claiming import KEY, claim
+from umbel.errors import NotSupported, UmbelError
+from umbel.model import Message, Result, State, TaskOptions
+from umbel.result import decode
 
 if TYPE_CHECKING:
     from umbel.app import Umbel
+
+logger = logging.getLogger("umbel.workflows")
 
 _BATCH: Final = 1000
 """Messages in one publish."""
@@ -40,34 +44,49 @@ CALL_OPTIONS: Final = frozenset(
 
 
 def begin(app: Umbel, plan: Plan, *, timeout: float | None = None, parent_id: str | None = None) -> None:
-    """Store what ``plan`` needs and publish what begins. The same plan again changes nothing that has been marked."""
-    store = Storing(app, plan)
-    publish = app.client.send
+    """Store what ``plan`` needs and publish what begins.
+
+    What breaks off in the middle, by an exception or by the death of the process, is given up (``umbel.canvas.sender``).
+    """
+    with Sender(app, plan.workflow, kept(app)) as sender:
+        store = Storing(app, plan, sender if plan.stored else None)
+        try:
+            _send(app, plan, store, sender, timeout, parent_id)
+        except BaseException:
+            if plan.stored and not sender.accepted:
+                store.never_sent()
+            raise
+
+
+def _send(app: Umbel, plan: Plan, store: Storing, sender: Sender, timeout: float | None, parent_id: str | None) -> None:
     queue = None
+    if plan.stored and plan.open is not None:
+        sender.lasts()
     for branches in _batches(plan.heads):
+        keys.check(app, (step for branch in branches for step in branch.steps[1:]))
         store.store()
         messages = [branch_message(app, branch, root_id=_root(plan), parent_id=parent_id) for branch in branches]
         queue = queue or messages[0].queue
-        publish(messages, timeout)
+        app.client.send(messages, timeout)
+        sender.accepted = True
+        if plan.stored and len(branches) == _BATCH:
+            sender.lasts()
     store.close(queue or app.settings.default_queue)
 
 
-def stored_messages(app: Umbel, plan: Plan, *, root_id: str | None = None, **options: Any) -> list[Message]:
+def stored_messages(
+    app: Umbel, plan: Plan, *, root_id: str | None = None, one_start: bool = False, **options: Any
+) -> list[Message]:
     """Store what ``plan`` needs, and return what begins. For a task that has run: it waits out a store that is away.
+
+    ``one_start``: what begins does so once, should the task run again and send the same.
 
     Blocks up to ``_PATIENCE`` seconds. Raises ``ResultStoreUnavailable`` then, ``NotSupported``.
     """
     heads = list(plan.heads)
-    store, pause, end = Storing(app, plan), 0.05, time.monotonic() + _PATIENCE
-    while True:
-        try:
-            store.store()
-            break
-        except ResultStoreUnavailable:
-            if time.monotonic() + pause > end:
-                raise
-            time.sleep(pause)
-            pause *= 2
+    joining.insist(Storing(app, plan).store, _PATIENCE)
+    if one_start:
+        heads = [once(branch) for branch in heads]
     return [branch_message(app, branch, root_id=root_id or _root(plan), **options) for branch in heads]
 
 
@@ -78,18 +97,22 @@ def _root(plan: Plan) -> str | None:
 class Storing:
     """Puts what a plan has found so far into the result store, before what begins is sent."""
 
-    def __init__(self, app: Umbel, plan: Plan) -> None:
+    def __init__(self, app: Umbel, plan: Plan, sender: Sender | None = None) -> None:
         self._app = app
         self._plan = plan
+        self._sender = sender
         self._owner = secrets.token_hex(8)
         self._begun = False
 
     def store(self) -> None:
-        """Store the joins found since the last call. Raises ``NotSupported``, ``ResultStoreUnavailable``."""
+        """Store the joins found since the last call. Raises ``NotSupported``, ``ResultStoreUnavailable``, ``WorkflowBroken``."""
         plan = self._plan
         if not plan.stored:
             return
         fresh = list(plan.joins)
+        keys.check(self._app, (step for one in fresh for branch in one.starts for step in branch.steps))
+        if self._sender is not None:
+            self._sender.tell([one.id for one in fresh])
         records = [plan_record(self._app, plan.workflow, one) for one in fresh]
         if not self._begun:
             _check(self._app)
@@ -100,6 +123,13 @@ class Storing:
             joining.join(self._app.gateway, [self._opened(one) for one in fresh])
         self._begun = True
         del plan.joins[: len(fresh)]
+
+    def never_sent(self) -> None:
+        """The broker has taken nothing, as far as can be known, and the caller is told: no more than a record says so."""
+        try:
+            conclude(self._app, self._plan.workflow, State.FAILURE)
+        except UmbelError as exc:
+            logger.warning("workflow %s was never sent, and that cannot be stored: %s", self._plan.workflow, exc)
 
     def _opened(self, one: Join) -> Marked:
         return Marked(join_key(self._plan.workflow, one.id), {}, one.size, self._owner, kept(self._app))
@@ -125,6 +155,16 @@ def fire(app: Umbel, workflow: str, join: str, owner: str, queue: str) -> None:
         joining.fired(app.gateway, key, owner)
 
 
+def conclude(app: Umbel, workflow: str, state: State) -> None:
+    """The workflow has ended: say so, once."""
+    record = shown_of(app, workflow)
+    if record is None or record.final:
+        return
+    shown, names = read_shown(app, record)
+    value = {"shown": shown.to_plain(), "joins": names}
+    app.gateway.put([written(app, record.task_id, state, value, expires=kept(app))])
+
+
 def kept(app: Umbel) -> float:
     """Seconds without news after which a workflow is forgotten."""
     return app.settings.workflows.expires
@@ -139,7 +179,7 @@ def plan_record(app: Umbel, workflow: str, join: Join) -> Result:
 
 def read_plan(app: Umbel, record: Result) -> Join:
     """The inverse of ``plan_record``. Raises ``DecodeError``."""
-    text = app.result_codec.decode(record.document, record.content_type)["result"]
+    text = decode(app, record)["result"]
     return Join.from_plain(app.codec.decode(b64decode(text["plan"]), text["type"], text["compression"]))
 
 
@@ -150,7 +190,7 @@ def shown_record(app: Umbel, workflow: str, shown: Shown, joins: Sequence[str]) 
 
 def read_shown(app: Umbel, record: Result) -> tuple[Shown, list[str]]:
     """The inverse of ``shown_record``: what is shown, and the names of the joins."""
-    text = app.result_codec.decode(record.document, record.content_type)["result"]
+    text = decode(app, record)["result"]
     return Shown.from_plain(text["shown"]), list(text["joins"])
 
 
@@ -214,6 +254,13 @@ def branch_message(
     return call_message(app, call, options)
 
 
+def once(branch: Branch) -> Branch:
+    """The branch, of whose first task only one copy starts."""
+    first, *rest = branch.steps
+    headers = {**(first.options.get("headers") or {}), ONCE: True}
+    return Branch((first.set(headers=headers), *rest), branch.end)
+
+
 def call_message(app: Umbel, call: Signature, options: Mapping[str, Any]) -> Message:
     """The message of one call, with those of ``options`` that a call knows."""
     known: dict[str, Any] = {k: v for k, v in options.items() if k in CALL_OPTIONS and v not in (None, "")}
@@ -222,8 +269,9 @@ def call_message(app: Umbel, call: Signature, options: Mapping[str, Any]) -> Mes
             known[name] = datetime.fromtimestamp(protocol.parse_time(moment, app.timezone) or 0, UTC)
     if "exchange" not in known:  # a queue is named by itself
         known.pop("routing_key", None)
-    declared = app.tasks[call.task].declared if call.task in app.tasks else TaskOptions()
-    effective = app.options_of(call.task, declared)
+    effective = app.options_of(call.task, app.tasks[call.task].declared if call.task in app.tasks else TaskOptions())
+    if (key := keys.in_workflow(app, call)) is not None:
+        known["headers"] = {**(known.get("headers") or {}), KEY: key}
     if effective.typed and call.task in app.tasks:
         return app.tasks[call.task].message(call.args, call.kwargs, **known)
     return app.client.message(call.task, call.args, call.kwargs, effective, **known)

@@ -13,6 +13,7 @@ from umbel.errors import DecodeError
 if TYPE_CHECKING:
     from umbel.app import Umbel
     from umbel.canvas.compose import Chain
+    from umbel.canvas.stamping import StampingVisitor
     from umbel.result import AsyncResult
 
 H = TypeVar("H")
@@ -52,9 +53,15 @@ class Canvas(ABC, Generic[H]):
     def after(self, *results: Any) -> Canvas[Any]:
         """The same call with the results of the tasks before it put in front of its arguments, unless immutable."""
 
-    @abstractmethod
-    def stamp(self, **headers: Any) -> Self:
-        """The same call with headers that every task of it carries, callbacks included (``stamped_headers`` on the wire)."""
+    def stamp(self, visitor: StampingVisitor | None = None, *, append_stamps: bool = False, **headers: Any) -> Self:
+        """The same call with headers that every task of it carries, callbacks included (``stamped_headers`` on the wire).
+
+        ``visitor``: says for each part what more it is stamped with. Of two stamps of one name the later one stands, or with
+        ``append_stamps`` both in a list.
+        """
+        from umbel.canvas.stamping import stamped  # it knows all composed calls, which are made of calls
+
+        return stamped(self, visitor, append_stamps, headers)
 
     def set(self, **options: Any) -> Self:
         """The same call with further options of ``apply_async``."""
@@ -171,16 +178,6 @@ class Signature(Canvas["AsyncResult[Any]"]):
     def on_error(self, *errbacks: Canvas[Any] | Mapping[str, Any]) -> Self:
         """Of one task the same as ``link_error``: it fails once at most."""
         return self.link_error(*errbacks)
-
-    def stamp(self, **headers: Any) -> Self:
-        names = [*(self.options.get("stamped_headers") or ()), *headers]
-        stamped = self.set(**headers, stamped_headers=list(dict.fromkeys(names)))
-        links = {
-            option: [Signature.from_plain(plain).stamp(**headers).to_plain() for plain in plain_signatures(found)]
-            for option in ("link", "link_error")
-            if (found := self.options.get(option))
-        }
-        return stamped.set(**links)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run it here and now, in this process."""

@@ -9,15 +9,45 @@ from typing import TYPE_CHECKING, Any, Final
 
 from umbel.canvas import joining
 from umbel.canvas.compose import ACCUMULATE, MAP, STARMAP
-from umbel.canvas.graph import FIRE, ONCE, RIDES, WORKFLOW, Branch, Join, Slot, derived, join_key, plan_id
+from umbel.canvas.graph import (
+    CANCELS,
+    FIRE,
+    ONCE,
+    SENDING,
+    TOGETHER,
+    WHY,
+    WORKFLOW,
+    Join,
+    Slot,
+    derived,
+    join_key,
+    plan_id,
+)
+from umbel.canvas.joining import Marked
 from umbel.canvas.marks import SPREAD, Mark, marking, ordered, written
-from umbel.canvas.rules import Verdict, decide
-from umbel.canvas.sending import branch_message, call_message, fire, kept, read_plan, read_shown, shown_of
+from umbel.canvas.rules import UNSENT, Verdict, decide
+from umbel.canvas.sending import (
+    branch_message,
+    call_message,
+    conclude,
+    fire,
+    kept,
+    once,
+    read_plan,
+)
 from umbel.canvas.signature import Signature, call_options, plain_signatures
-from umbel.errors import BrokerUnavailable, ChordError, EncodeError, PublishRefused, ResultStoreUnavailable, Retry
+from umbel.errors import (
+    BrokerUnavailable,
+    ChordError,
+    ResultStoreUnavailable,
+    Retry,
+    UmbelError,
+    WorkflowBroken,
+)
 from umbel.model import Message, State, TaskOptions
 from umbel.protocol import exception_to_plain
-from umbel.task import Task, current_request
+from umbel.result import decode
+from umbel.task import Task
 from umbel.worker import chords, followups
 
 if TYPE_CHECKING:
@@ -28,10 +58,13 @@ logger = logging.getLogger("umbel.worker")
 CHORD_UNLOCK: Final = "celery.chord_unlock"
 _BATCH: Final = 1000
 """Messages in one publish."""
+_LOOKED_AT: Final = 500
+"""Records asked for at once."""
+_PASSING: Final = (BrokerUnavailable, ResultStoreUnavailable)
 _PERSISTENT: Final = TaskOptions(
     ignore_result=True,
     max_retries=None,
-    autoretry_for=(BrokerUnavailable, ResultStoreUnavailable),
+    autoretry_for=_PASSING,
     retry_backoff=1.0,
     retry_backoff_max=60.0,
 )
@@ -78,10 +111,7 @@ def _chord_unlock(
         if max_retries is not None and request.retries >= max_retries:
             return
         raise Retry(interval or 1.0)
-    parts = []
-    for task_id in ids:
-        document = app.result_codec.decode(records[task_id].document, records[task_id].content_type)
-        parts.append([1, task_id, records[task_id].state, document.get("result")])
+    parts = [[1, each, records[each].state, decode(app, records[each]).get("result")] for each in ids]
     body = chords.started_once(body, group)
     app.client.send(chords.body(app, request, body, parts, followups.after))
 
@@ -99,42 +129,72 @@ def _ids_in(result: Sequence[Any]) -> Iterator[str]:
 # --- going on -------------------------------------------------------------------------------------
 
 
-def _fire(self: Task[..., Any], workflow: str, join: str) -> None:
-    """Start what follows a complete join. Run again, it sends and marks the same again, which changes nothing."""
+def _fire(self: Task[..., Any], workflow: str, join: str, broken: str | None = None) -> None:
+    """Start what follows a complete join. Run again, it sends and marks the same again, which changes nothing.
+
+    ``broken``: the message that was to do so was lost; what follows fails, saying so.
+    """
     app = self.app
+    if join == SENDING:
+        give_up(app, workflow, self.request.message.queue)
+        return
     record = app.gateway.get([plan_id(workflow, join)]).get(plan_id(workflow, join))
     if record is None:
         logger.warning("workflow %s: its time ([workflows] expires) was over before %s was complete", workflow, join)
         return
-    _Firing(app, workflow, read_plan(app, record)).go()
+    firing = _Firing(app, workflow, read_plan(app, record), self.request.message.queue)
+    if broken is None:
+        firing.go()
+    else:
+        firing.fail(broken)
 
 
 class _Firing:
     """One complete join."""
 
-    def __init__(self, app: Umbel, workflow: str, plan: Join) -> None:
+    def __init__(self, app: Umbel, workflow: str, plan: Join, queue: str) -> None:
         self._app = app
         self._workflow = workflow
         self._plan = plan
-        self._marks = dict(ordered(joining.members(app.gateway, join_key(workflow, plan.id))))
-        request = current_request()
-        self._queue = request.message.queue if request is not None else app.settings.default_queue
+        self._queue = queue
+        self._marks: Mapping[int, Mark] = {}
 
     def go(self) -> None:
+        """Decide, and go on. Whatever is wrong with the values, the workflow goes on: it fails then."""
+        try:
+            self._marks = dict(ordered(joining.members(self._app.gateway, join_key(self._workflow, self._plan.id))))
+            self._decided()
+        except _PASSING:
+            raise
+        except Exception as exc:
+            logger.warning(
+                "workflow %s fails, for what follows %s cannot start", self._workflow, self._plan.id, exc_info=exc
+            )
+            self._fail(exc, State.FAILURE, self._following)
+
+    def fail(self, why: str) -> None:
+        """Go on as if the members had failed; they are not looked at."""
+        self._fail(WorkflowBroken(f"workflow {self._workflow} cannot go on: {why}"), State.FAILURE, self._following)
+
+    @property
+    def _following(self) -> str:
+        """Id of what does not start; of the workflow, where nothing would."""
+        starts = self._plan.starts
+        return str(starts[0].steps[0].options["task_id"]) if starts else self._workflow
+
+    def _decided(self) -> None:
         states = {slot: State.SUCCESS.value if mark.succeeded else mark.state for slot, mark in self._marks.items()}
         decision = decide(self._plan.need, self._plan.size, states)
         if decision.verdict is Verdict.SUCCEED:
-            try:
-                self._succeed(decision.members)
-            except (EncodeError, PublishRefused) as exc:
-                self._fail(exc, State.FAILURE, self._id_of(decision.members[-1]) if decision.members else "")
+            self._succeed(decision.members)
         elif decision.verdict is Verdict.FAIL:
             first = decision.members[0]
             mark = self._marks[first]
             error, state = mark.error(self._app), mark.state
-            if self._plan.listed:
-                error, state = ChordError(f"Dependency {self._id_of(first)} raised {_told(error)}"), State.FAILURE.value
-            self._fail(error, state, self._id_of(first))
+            failed = self._following if first == UNSENT else self._id_of(first)
+            if self._plan.listed and first != UNSENT:
+                error, state = ChordError(f"Dependency {failed} raised {_told(error)}"), State.FAILURE.value
+            self._fail(error, state, failed)
 
     def _id_of(self, slot: int) -> str:
         return str(self._marks[slot].read(self._app).get("task_id") or "")
@@ -146,7 +206,7 @@ class _Firing:
         value = self._value(members)
         parent = self._id_of(members[-1])
         messages = (
-            branch_message(app, _once(branch), (value,), root_id=self._workflow, parent_id=parent)
+            branch_message(app, once(branch), (value,), root_id=self._workflow, parent_id=parent)
             for branch in plan.starts
         )
         self._send(messages)
@@ -157,7 +217,7 @@ class _Firing:
                 mark = Mark(SPREAD if plan.spread else made.state, made.content_type, made.document)
             self._mark({plan.to: mark})
         if plan.last:
-            self._conclude(State.SUCCESS)
+            conclude(app, self._workflow, State.SUCCESS)
 
     def _value(self, members: Sequence[int]) -> Any:
         if self._plan.need == "settled":
@@ -201,7 +261,7 @@ class _Firing:
             marks[plan.to] = Mark.of(written(app, failed, final, exc))
         self._mark(marks)
         if plan.last:
-            self._conclude(final)
+            conclude(app, self._workflow, final)
 
     def _errback(self, number: int, failed: str, plain: Mapping[str, Any]) -> Message:
         call = Signature.from_plain(plain).after(failed)
@@ -230,15 +290,42 @@ class _Firing:
                 if state.fires:
                     fire(app, self._workflow, slot.join, owner, self._queue)
 
-    def _conclude(self, state: State) -> None:
-        """The workflow has ended: say so, and let the store forget its joins when results are forgotten."""
-        app = self._app
-        record = shown_of(app, self._workflow)
-        if record is None or record.final:
-            return
-        shown, names = read_shown(app, record)
-        ended = written(app, record.task_id, state, {"shown": shown.to_plain(), "joins": names}, expires=kept(app))
-        app.gateway.put([ended])
+
+def give_up(app: Umbel, workflow: str, queue: str) -> None:
+    """Let a workflow whose sending broke off fail: every join that is not complete fails now, by the usual rules.
+
+    What has been sent of it runs on, but where a group cancels its others: there a member has failed.
+    """
+    told = dict(joining.members(app.gateway, join_key(workflow, SENDING)))
+    why = told.pop(WHY, b"").decode(errors="replace") or "its sender was lost"
+    names = list(told)
+    error = WorkflowBroken(f"workflow {workflow} was not sent whole: {why}")
+    mark = {str(UNSENT): Mark.of(written(app, workflow, State.FAILURE, error)).to_bytes()}
+    owner, reached_end = secrets.token_hex(8), False
+    for at in range(0, len(names), _LOOKED_AT):
+        part = names[at : at + _LOOKED_AT]
+        plans = app.gateway.get([plan_id(workflow, name) for name in part])
+        for name in part:
+            if plan_id(workflow, name) not in plans:
+                continue  # it was about to be stored
+            key = join_key(workflow, name)
+            (state,) = joining.join(app.gateway, [Marked(key, {}, None, owner, kept(app))])
+            if state.size is None or state.count < state.size:
+                if name.endswith(CANCELS):
+                    _cancel_members(app, workflow, name)
+                (state,) = joining.join(app.gateway, [Marked(key, mark, 1, owner, kept(app))])
+            if state.fires:
+                fire(app, workflow, name, owner, queue)
+            reached_end = reached_end or read_plan(app, plans[plan_id(workflow, name)]).last
+    if not reached_end:
+        conclude(app, workflow, State.FAILURE)
+
+
+def _cancel_members(app: Umbel, workflow: str, join: str) -> None:
+    try:
+        app.control.revoke(headers={TOGETHER: f"{workflow}/{join}"}, terminate=True, expires=kept(app))
+    except UmbelError as exc:  # cancelling is a saving: they end by themselves
+        logger.warning("the members of a group in workflow %s run on: %s", workflow, exc)
 
 
 def _told(exc: BaseException) -> str:
@@ -246,13 +333,6 @@ def _told(exc: BaseException) -> str:
         return repr(exc)[:1000]
     except Exception:  # a user's __repr__ may raise anything
         return type(exc).__name__
-
-
-def _once(branch: Branch) -> Branch:
-    """The branch, of whose first task only one copy starts."""
-    first, *rest = branch.steps
-    headers = {**(first.options.get("headers") or {}), ONCE: RIDES if rest else True}
-    return Branch((first.set(headers=headers), *rest), branch.end)
 
 
 _BUILTINS: Final[Mapping[str, tuple[Callable[..., Any], TaskOptions]]] = {

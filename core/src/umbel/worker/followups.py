@@ -29,7 +29,7 @@ def check_supported(embed: protocol.Embed, *, chords_kept: bool) -> None:
     if not chords_kept and (embed.chord is not None or any((p.get("options") or {}).get("chord") for p in embed.chain)):
         raise DecodeError(
             "the message is part of a chord that a peer has sent, and nobody here keeps the account of those: add "
-            '"celery" to [plugins] hooks (pip install "umbel[celery]")'
+            '"celery" to [plugins] hooks (pip install "umbel[celery]"), with results elsewhere than in a Redis Cluster'
         )
     for plain in (*embed.callbacks, *embed.errbacks, *embed.chain):
         _check(plain)
@@ -126,16 +126,20 @@ def replacement(app: Umbel, request: Request, canvas: Canvas[Any]) -> list[Messa
         carried["ignore_result"] = False
     if reply_to := message.properties.get("reply_to"):
         carried["reply_to"] = reply_to
-    steps = chain_of(canvas).tasks
+    if stamps := {n: v for n, v in invocation.stamps.items() if n in (invocation.stamped_headers or ())}:
+        canvas = canvas.stamp(**stamps)
+    plain = canvas.to_plain()
+    steps = chain_of(read(plain, app)).tasks  # read anew: members that a generator makes are made just once
     if not isinstance(steps[-1], Signature):  # a group, whose results are the value
         steps = (*steps, Signature(task=ACCUMULATE, kwargs={"index": 0}))
     last = steps[-1]
     own = last.options.get("headers") or {}
     links = {name: [*carried.pop(name), *plain_signatures(last.options.get(name))] for name in ("link", "link_error")}  # type: ignore[misc]  # both are lists
     last = last.set(**carried, **links).set(headers={**own, **carried["headers"]})  # type: ignore[dict-item]  # a mapping
-    workflow = derived(request.id, "replace", invocation.replaced_task_nesting)
+    # Should this execution be repeated, and find something else to go on with, that is another workflow.
+    workflow = derived(request.id, "replace", invocation.replaced_task_nesting, repr(plain))
     plan = compiled(Chain(tasks=(*steps[:-1], last)), workflow, ends=False)
-    return stored_messages(app, plan, root_id=request.root_id, parent_id=request.id)
+    return stored_messages(app, plan, one_start=bool(place), root_id=request.root_id, parent_id=request.id)
 
 
 def after(
@@ -189,8 +193,8 @@ def _messages(
         ]
     signature = Signature.from_plain(plain).after(*results)
     options = call_options(signature.options)
-    if chain is not None:
-        options["chain"] = [*chain]
+    if chain is not None:  # what follows a replaced task rides in the last of what replaced it
+        options["chain"] = [*chain, *(options.get("chain") or ())]
     if reply_to:
         options.setdefault("reply_to", reply_to)
     options.setdefault("root_id", request.root_id)

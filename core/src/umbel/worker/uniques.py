@@ -15,13 +15,15 @@ import logging
 from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from umbel.claiming import RUNS, SENDING, WAITS, claims_of
-from umbel.errors import NotSupported, ResultStoreUnavailable, TaskRevoked
-from umbel.model import Action, Lease, Message, State, Verdict
+from umbel.claiming import RUNS, SENDING, WAITS, Key, claims_of, waits
+from umbel.errors import DuplicateTask, NotSupported, ResultStoreUnavailable, TaskRevoked
+from umbel.model import Action, Lease, Message, State, Verdict, evolve
 from umbel.ports.result_store import ClaimStore
 from umbel.ports.step import Step
-from umbel.unique import HEADER, held_for, read
+from umbel.unique import HEADER, WINDOW, held_for, replaced_by
+from umbel.worker import copies
 from umbel.worker.admission import returned
+from umbel.worker.once import COPY
 
 if TYPE_CHECKING:
     from umbel.worker.held import End, Held
@@ -34,6 +36,9 @@ _PATIENCE: Final = 5.0
 _PAUSE: Final = 1.0
 """Seconds for which such a message, or one beside which another is just being sent, is left in its queue."""
 _FAULTS: Final = (ResultStoreUnavailable, TimeoutError)
+_NEWER: Final = "that has taken its place"
+_WORDS: Final = ("until_start", "until_done")
+"""A key that is held for a time is so whatever becomes of its task."""
 _AGAIN: Final = frozenset(
     {Verdict.RETRY, Verdict.RETURNED, Verdict.CANCELLED, Verdict.REQUEUED, Verdict.LOST, Verdict.UNKNOWN_TASK}
 )
@@ -84,17 +89,28 @@ class Uniques(Step):
     async def _take(self, held: Held) -> Lease | None:
         """The key's lease as it is now; None: it does not matter to this message, or (``held.delay``) nobody knows."""
         message = held.delivery.message
-        if (mark := read(message)) is None:
+        if (key := Key.of(message)) is None:
             return None
-        name, until = mark
-        running = until == "until_done"
-        if not running and (held.delivery.count > 1 or message.headers.get("retries")):
+        retried = bool(message.headers.get("retries"))
+        if key.until != "until_done" and (retried or (key.until == "until_start" and held.delivery.count > 1)):
             return None  # it has begun before, and is nobody's duplicate any more
-        now = self._worker.app.clock.time()
-        lease = self._settings.lease if running else held_for(message, now, self._settings.bound)
+        lasts, value = held_for(message, self._worker.app.clock.time(), self._settings.bound), RUNS
+        if key.until == "until_done":
+            lasts = self._settings.lease
+        elif not isinstance(key.until, str):
+            lasts, value = float(key.until), WINDOW
         try:
             async with asyncio.timeout(_PATIENCE):
-                return await self._store.claim(name, message.id, lease=lease, value=RUNS)
+                lease = await self._claim(key, message.id, lasts, value)
+                # Another claim than its sender's: the key was free meanwhile, perhaps because another took its place.
+                if (
+                    lease.owner == message.id
+                    and key.fence not in (None, lease.fence)
+                    and held.delivery.count == 1
+                    and not retried
+                ):
+                    return await self._unless_replaced(lease)
+                return lease
         except _FAULTS as exc:
             logger.warning(
                 "task %s[%s]: its unique key cannot be seen, trying again: %s", message.task, message.id, exc
@@ -108,6 +124,23 @@ class Uniques(Step):
                 )
         return None
 
+    async def _claim(self, key: Key, task_id: str, lasts: float, value: bytes) -> Lease:
+        """Claim a key; of a call in a workflow that replaces others, from one that waits too."""
+        lease = await self._store.claim(key.name, task_id, lease=lasts, value=value)
+        while lease.owner != task_id and key.on_conflict == "replace" and waits(lease):
+            if await self._store.release(key.name, lease.owner, value=lease.value):
+                await self._worker.gateway.store.put([replaced_by(self._worker.app, lease.owner, task_id)])
+            lease = await self._store.claim(key.name, task_id, lease=lasts, value=value)
+        return lease
+
+    async def _unless_replaced(self, lease: Lease) -> Lease:
+        """The lease, or one of whoever has taken the place of the call that holds it."""
+        record = (await self._worker.gateway.store.get([lease.owner])).get(lease.owner)
+        if record is None or record.state != State.REVOKED:
+            return lease
+        await self._store.release(lease.name, lease.owner)
+        return evolve(lease, owner=_NEWER, value=b"")
+
     def _let(self, held: Held, lease: Lease | None) -> bool:
         """Whether the message may start; one that may not is ended."""
         message = held.delivery.message
@@ -115,8 +148,10 @@ class Uniques(Step):
             if held.delay:
                 self._worker.settlement.end(held, returned(held))
             return not held.delay
+        key = Key.of(message)
+        assert key is not None  # it has a lease
         if lease.owner == message.id:
-            if (mark := read(message)) is not None and mark[1] == "until_done":
+            if key.until == "until_done":
                 self._running[lease.name] = message.id
                 self._renew()
             return True
@@ -124,10 +159,13 @@ class Uniques(Step):
             held.delay = _PAUSE
             self._worker.settlement.end(held, returned(held))
             return False
-        why = TaskRevoked(f"gives way to task {lease.owner}, which was sent with the same unique key")
-        self._worker.settlement.end(
-            held, self._worker.records.ended(Verdict.REVOKED, message, why, state=State.REVOKED)
-        )
+        records = self._worker.records
+        if key.on_conflict == "raise":
+            duplicate = DuplicateTask(message.id, message.task, lease.owner)
+            self._worker.settlement.end(held, records.ended(Verdict.FAILURE, message, duplicate))
+        else:
+            why = TaskRevoked(f"gives way to task {lease.owner}, which was sent with the same unique key")
+            self._worker.settlement.end(held, records.ended(Verdict.REVOKED, message, why, state=State.REVOKED))
         return False
 
     # --- while it runs ----------------------------------------------------------------------------
@@ -147,7 +185,8 @@ class Uniques(Step):
     async def _renew_one(self, name: str, task_id: str) -> None:
         try:
             async with asyncio.timeout(_PATIENCE):
-                lease = await self._store.claim(name, task_id, lease=self._settings.lease)
+                # The value too: its sender may say only now that it waits.
+                lease = await self._store.claim(name, task_id, lease=self._settings.lease, value=RUNS)
         except _FAULTS as exc:
             logger.warning("the unique key of task %s could not be renewed, trying again: %s", task_id, exc)
             return
@@ -166,13 +205,14 @@ class Uniques(Step):
         now = self._worker.app.clock.time()
         for end in ends:
             message = end.held.delivery.message
-            if end.outcome.verdict not in _AGAIN or (mark := read(message)) is None:
+            if end.outcome.verdict not in _AGAIN or (key := Key.of(message)) is None or key.until not in _WORDS:
                 continue
-            name, until = mark
-            if until == "until_start" and end.outcome.verdict not in _UNSTARTED:
+            if key.until == "until_start" and end.outcome.verdict not in _UNSTARTED:
                 continue  # it has started
+            if key.on_conflict and end.outcome.verdict in _UNSTARTED and self._running.get(key.name) != message.id:
+                continue  # its key has not been claimed yet
             waiting = next((again for again in end.outcome.follow_ups if again.id == message.id), message)
-            said.append((name, message.id, self._hold(name, waiting, now)))
+            said.append((key.name, message.id, self._hold(key.name, waiting, now)))
         await self._say(said)
 
     async def _hold(self, name: str, message: Message, now: float) -> None:
@@ -183,18 +223,19 @@ class Uniques(Step):
         await self._store.release(name, task_id)
 
     async def release(self, ends: Sequence[End]) -> None:
-        """After it is told: the keys of messages that have ended are free."""
+        """After it is told: the keys of messages that have ended are free; a copy of a run has the id of one that has not."""
         said = []
         for end in ends:
             message = end.held.delivery.message
-            if end.held.lost or (mark := read(message)) is None:
+            if end.held.lost or end.outcome.detail in (COPY, copies.COPY):
                 continue
-            name, until = mark
+            if (key := Key.of(message)) is None or key.until not in _WORDS:
+                continue
             requeued = end.settlement is not None and end.settlement.action is Action.REQUEUE
             again = requeued or any(follow_up.id == message.id for follow_up in end.outcome.follow_ups)
-            if again and (until == "until_done" or end.outcome.verdict in _UNSTARTED):
+            if again and (key.until == "until_done" or end.outcome.verdict in _UNSTARTED):
                 continue
-            said.append((name, message.id, self._free(name, message.id)))
+            said.append((key.name, message.id, self._free(key.name, message.id)))
         await self._say(said)
 
     async def _say(self, said: Sequence[tuple[str, str, Coroutine[Any, Any, object]]]) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import random
 import secrets
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -18,36 +19,42 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 from umbel import errors
 from umbel.canvas.again import failed_id, failed_record
-from umbel.canvas.graph import CANCELS, NODE, ONCE, PREFIX, RIDES, TOGETHER, WORKFLOW, Slot
+from umbel.canvas.graph import (
+    CANCELS,
+    FIRE,
+    FIRES,
+    NODE,
+    PREFIX,
+    TOGETHER,
+    WORKFLOW,
+    Slot,
+    plan_id,
+)
 from umbel.canvas.growing import VERB as GROW
 from umbel.canvas.joining import LEASE, Marked
-from umbel.canvas.marks import Mark, fire_message, marking, place_of
+from umbel.canvas.marks import EARLY, Mark, fire_message, marking, place_of
 from umbel.errors import BrokerUnavailable, DecodeError, ResultStoreUnavailable
-from umbel.model import Action, Message, Outcome, Result, State, Verdict, evolve
+from umbel.model import Message, Result, State, Verdict, evolve
 from umbel.ports.result_store import ClaimStore, JoinStore
 from umbel.ports.step import Step
-from umbel.worker.admission import returned
+from umbel.worker.copies import COPY, START_LEASE, Copies, given_back
 from umbel.worker.outbox import Outbox
 
 if TYPE_CHECKING:
-    from umbel.worker.held import End, Held
+    from umbel.worker.held import End
     from umbel.worker.worker import Worker
 
 logger = logging.getLogger("umbel.worker")
 
-START_LEASE: Final = 12.0
-"""Seconds for which a start is claimed, renewed three times as often: after so long another may start what a dead worker ran."""
 RECONCILE: Final = 5.0
-"""Seconds between two looks for joins that are complete and that nobody fires."""
-_PATIENCE: Final = 5.0
-"""Seconds that the store has to say whether something may start; then it is given back."""
-_STARTED: Final = "umbel-started/"
+"""Seconds between two looks for joins that are complete and that nobody fires, of a worker that has to do with workflows."""
+IDLE: Final = 30.0
+"""Seconds between two such looks of a worker that has had nothing of a workflow in hand for ``_BUSY``."""
+_BUSY: Final = 60.0
 _LEADER: Final = "umbel-workflows/reconciler"
-_ENDED: Final = b"ended"
 _GROWN_KEPT: Final = 10_000
 _GOES_ON: Final = (Verdict.RETRY, Verdict.FORWARDED)
 """Ways of ending that are no end of the task."""
-_COPY: Final = "a copy of what has started elsewhere"
 
 
 class Workflows(Step):
@@ -60,23 +67,25 @@ class Workflows(Step):
         self._worker = worker
         self._app = worker.app
         self._owner = f"{worker.name}/{worker.incarnation}"
-        self._starts: list[tuple[Held, str, str]] = []
-        """What runs here under a claimed start: its delivery, the claim, the claim's owner."""
         self._grown: OrderedDict[str, tuple[str, int]] = OrderedDict()
         """What tasks here have added to their groups: the join of that, and how many there are, themselves included. Kept
         beyond a task's end, for copies of it that run beside it; the oldest are forgotten first."""
         self._tasks: list[asyncio.Task[None]] = []
         self._outbox = Outbox(worker)
-        worker.gates.append(self)
+        self._busy_until = 0.0
+        """``time.monotonic()`` until which this worker counts as one that has to do with workflows."""
+        self._busy = asyncio.Event()
+        self._copies = Copies(worker, self._insist)
+        worker.gates.append(self._copies)
 
     async def start(self, worker: Worker) -> None:
         if self._joins is not None:
             worker.gateway.added[GROW] = self._grow
             for name, work, pause in (
-                ("reconciler", self.reconcile, RECONCILE),
-                ("starts", self._renew, START_LEASE / 3),
+                ("reconciler", self.reconcile, self._next_look),
+                ("starts", self._copies.renew, partial(asyncio.sleep, START_LEASE / 4)),
             ):
-                task = asyncio.create_task(self._every(pause, work), name=f"umbel-workflow-{name}")
+                task = asyncio.create_task(self._again(pause, work), name=f"umbel-workflow-{name}")
                 worker.watch(task)
                 self._tasks.append(task)
 
@@ -92,76 +101,29 @@ class Workflows(Step):
         able = gateway.has_store and gateway.store.capabilities.join
         return cast("JoinStore", gateway.store) if able else None
 
-    @property
-    def _claims(self) -> ClaimStore | None:
-        gateway = self._worker.gateway
-        able = gateway.has_store and gateway.store.capabilities.claim
-        return cast("ClaimStore", gateway.store) if able else None
-
-    async def _every(self, pause: float, work: object) -> None:
+    async def _again(self, pause: Callable[[], Awaitable[None]], work: Callable[[], Awaitable[object]]) -> None:
         while True:
-            await asyncio.sleep(pause * random.uniform(0.5, 1))  # jitter, not a secret
+            await pause()
             try:
-                await work()  # type: ignore[operator]  # one of the two coroutine functions of `start`
+                await work()
             except (ResultStoreUnavailable, BrokerUnavailable) as exc:
                 logger.warning("workflows are looked after again in a while: %s", exc)
 
-    # --- starting: the gate ---
+    async def _next_look(self) -> None:
+        """Wait until the reconciler is to look again: soon as long as there are workflows, and else now and then."""
+        jitter = random.uniform(0.5, 1)  # not a secret
+        if time.monotonic() >= self._busy_until:
+            self._busy.clear()
+            try:
+                async with asyncio.timeout(IDLE * jitter):
+                    await self._busy.wait()
+            except TimeoutError:
+                return
+        await asyncio.sleep(RECONCILE * jitter)
 
-    async def admit(self, batch: Sequence[Held]) -> Sequence[Held]:
-        """See ``Gate``: of what a join has started, one copy."""
-        guarded = [held for held in batch if ONCE in held.delivery.message.headers]
-        if not guarded or not self._worker.gateway.has_store:
-            return batch
-        ready = [held for held in batch if ONCE not in held.delivery.message.headers]
-        undecided = list(guarded)
-        try:
-            async with asyncio.timeout(_PATIENCE):
-                records = await self._worker.gateway.store.get([held.delivery.message.id for held in guarded])
-                while undecided:
-                    held = undecided[0]
-                    record = records.get(held.delivery.message.id)
-                    if record is not None and record.final:  # it has ended: only what follows from that may be missing
-                        rides_on = record.state == State.SUCCESS and held.delivery.message.headers[ONCE] == RIDES
-                        results = () if rides_on else (record,)
-                        self._end(
-                            held, Outcome(verdict=Verdict.IGNORED, results=results, detail=_COPY if rides_on else "")
-                        )
-                    elif await self._claim(held):
-                        ready.append(held)
-                    del undecided[0]
-        except (ResultStoreUnavailable, TimeoutError):
-            for held in undecided:
-                held.delay = 1.0
-                self._worker.settlement.end(held, returned(held))
-        return ready
-
-    async def _claim(self, held: Held) -> bool:
-        """Whether it may start here. Where not, it is ended: it runs elsewhere, or has run."""
-        if (claims := self._claims) is None:
-            return True
-        name, owner = _attempt(held.delivery.message), f"{self._owner}/{held.job_id}"
-        lease = await claims.claim(name, owner, lease=START_LEASE)
-        if lease.owner == owner:
-            self._starts.append((held, name, owner))
-            return True
-        if lease.value == _ENDED:
-            self._end(held, Outcome(verdict=Verdict.IGNORED, detail=_COPY))
-        else:
-            held.delay = max(0.1, min(START_LEASE, lease.until - self._app.clock.time()))
-            self._worker.settlement.end(held, returned(held))
-        return False
-
-    def _end(self, held: Held, outcome: Outcome) -> None:
-        message = held.delivery.message
-        self._worker.settlement.end(held, evolve(outcome, task_id=message.id, task=message.task))
-
-    async def _renew(self) -> None:
-        if (claims := self._claims) is None:
-            return
-        self._starts = [start for start in self._starts if start[0].job_id in self._worker.settlement.held]
-        for _, name, owner in list(self._starts):
-            await claims.claim(name, owner, lease=START_LEASE)
+    def _has_to_do(self) -> None:
+        self._busy_until = time.monotonic() + _BUSY
+        self._busy.set()
 
     async def _grow(self, payload: Any) -> None:
         """A running task adds members to its group."""
@@ -175,10 +137,14 @@ class Workflows(Step):
 
     async def ended(self, ends: Sequence[End]) -> None:
         """Mark what has ended among ``ends``, all of which belong to workflows. Waits out a store that is away."""
+        self._has_to_do()
         calls: list[Marked] = []
         failed: list[Result] = []
         for end in ends:
-            if (mark := self._mark(end)) is None:
+            if end.held.delivery.message.task == FIRE:
+                await self._fire_ended(end)
+                continue
+            if (mark := self._mark(end, failed)) is None:
                 continue
             headers = end.held.delivery.message.headers
             workflow, slot = str(headers[WORKFLOW]), Slot.read(headers[NODE])
@@ -195,35 +161,35 @@ class Workflows(Step):
                 await self._insist(partial(self._worker.gateway.store.put, [record]))
             except errors.ResultRefused as exc:  # the failure itself is marked all the same
                 logger.warning("%s could not be kept for being tried again: %s", record.task_id, exc)
-        if calls:
-            await asyncio.gather(*(self._join(call, ends[0].held.delivery.queue) for call in _together(calls)))
-        await self._end_starts(ends)
+        together, queue = _together(calls), ends[0].held.delivery.queue
+        # What completes a join early is to find the mark of the same end in the join itself.
+        for early in (False, True):
+            await asyncio.gather(*(self._join(call, queue) for call in together if call.key.endswith(EARLY) is early))
+        await self._copies.ended(ends)
 
-    def _mark(self, end: End) -> Mark | None:
-        """What is to be marked of ``end``; None where the node goes on: given back, retried, replaced, or next in its chain."""
+    def _mark(self, end: End, kept: list[Result]) -> Mark | None:
+        """What is to be marked of ``end``; None where the node goes on: given back, retried, replaced, or next in its chain.
+
+        Records that it is to have beside that are added to ``kept``.
+        """
         message, outcome = end.held.delivery.message, end.outcome
         headers = message.headers
-        if NODE not in headers or outcome.verdict in _GOES_ON or outcome.detail == _COPY or _given_back(end):
+        if NODE not in headers or outcome.verdict in _GOES_ON or outcome.detail == COPY or given_back(end):
             return None
         if any(carries_on(message, follow_up) for follow_up in outcome.follow_ups):
             return None
-        try:
-            Slot.read(headers[NODE])
-        except DecodeError as exc:
-            logger.error("task %s[%s] belongs to no workflow that could be told: %s", message.task, message.id, exc)
+        if _place(message) is None:
             return None
         for result in outcome.results:
-            if result.task_id == message.id and result.final:
+            # One that the store has refused is a success no more.
+            if result.task_id == message.id and result.final and _tells(result, outcome.verdict):
                 return Mark.of(result)
         revoked = outcome.verdict in (Verdict.REVOKED, Verdict.EXPIRED, Verdict.IGNORED)
         error = (errors.TaskRevoked if revoked else errors.WorkerLost)(outcome.detail or outcome.verdict.value)
-        made = self._worker.records.final(
-            message.id,
-            State.REVOKED if revoked else State.FAILURE,
-            error,
-            headers=headers,
-            properties=message.properties,
-        )
+        state = State.REVOKED if revoked else State.FAILURE
+        made = self._worker.records.final(message.id, state, error, headers=headers, properties=message.properties)
+        if outcome.verdict is Verdict.IGNORED:  # who waits for a member, or for what rides behind it, is to hear of it
+            kept.extend(self._worker.records.ended(outcome.verdict, message, error, state=state).results)
         return Mark.of(made[0]) if made else None
 
     def _kept(self, end: End, workflow: str, slot: Slot) -> Result:
@@ -254,20 +220,27 @@ class Workflows(Step):
         await self._outbox.insist(publish, BrokerUnavailable, "broker")
         await self._insist(partial(joins.fired, key, owner))
 
-    async def _end_starts(self, ends: Sequence[End]) -> None:
-        """Keep the claims of what has ended, so that no copy starts; give up those of what was given back."""
-        held_of = {id(end.held): end for end in ends}
-        mine = [start for start in self._starts if id(start[0]) in held_of]
-        if not mine or (claims := self._claims) is None:
+    async def _fire_ended(self, end: End) -> None:
+        """The task that goes on with a workflow is nobody's member: should it be lost, another lets the workflow fail."""
+        outcome, message = end.outcome, end.held.delivery.message
+        if outcome.verdict in (Verdict.SUCCESS, *_GOES_ON) or given_back(end) or (place := _place(message)) is None:
             return
-        self._starts = [start for start in self._starts if id(start[0]) not in held_of]
-        kept = self._app.settings.workflows.expires
-        for held, name, owner in mine:
-            end = held_of[id(held)]
-            if _given_back(end):
-                await self._insist(partial(claims.release, name, owner))
-            else:
-                await self._insist(partial(claims.claim, name, owner, lease=kept, value=_ENDED))
+        workflow = str(message.headers[WORKFLOW]).removeprefix(FIRES)
+        why = f"the task that was to go on with it has ended: {outcome.verdict.value}" + (
+            f", {outcome.detail}" if outcome.detail else ""
+        )
+        logger.error("workflow %s fails at %s: %s", workflow, place.join, why)
+        if place.index == 0:
+            again = fire_message(self._app, workflow, place.join, end.held.delivery.queue, why)
+            publish = partial(self._worker.gateway.do_publish, [again], self._worker.settings.broker.publish_timeout)
+            await self._outbox.insist(publish, BrokerUnavailable, "broker")
+            return
+        # That was lost too: at least the workflow is known to have ended.
+        store, shown = self._worker.gateway.store, plan_id(workflow)
+        found = await self._insist(partial(store.get, [shown]))
+        if (record := found.get(shown)) is not None and not record.final:
+            ended = evolve(record, state=State.FAILURE.value, expires=self._app.settings.workflows.expires)
+            await self._insist(partial(store.put, [ended]))
 
     async def _insist(self, call: Callable[[], Awaitable[Any]]) -> Any:
         return await self._outbox.insist(call, ResultStoreUnavailable, "result store")
@@ -284,10 +257,11 @@ class Workflows(Step):
 
     async def reconcile(self) -> int:
         """Fire what is complete, unless another worker is at it; how many that were."""
-        joins, claims = self._joins, self._claims
-        if joins is None:
+        if (joins := self._joins) is None:
             return 0
-        if claims is not None:
+        store = self._worker.gateway.store
+        if store.capabilities.claim:
+            claims = cast("ClaimStore", store)
             leader = await claims.claim(_LEADER, self._owner, lease=3 * RECONCILE)
             if leader.owner != self._owner:
                 return 0
@@ -298,19 +272,23 @@ class Workflows(Step):
             owner = secrets.token_hex(8)
             state = await joins.join(key, {}, size=None, owner=owner, lease=LEASE)
             if state.fires:
-                await self._fire(joins, key, owner, self._worker.intake.queues[0])
+                queue = next(iter(self._worker.intake.queues), self._app.settings.default_queue)
+                await self._fire(joins, key, owner, queue)
                 number += 1
         return number
 
 
-def _attempt(message: Message) -> str:
-    """The claim of one attempt: a retry, and what a task was replaced by, start anew under the same id."""
-    headers = message.headers
-    return f"{_STARTED}{message.id}/{headers.get('retries') or 0}/{headers.get('replaced_task_nesting') or 0}"
+def _place(message: Message) -> Slot | None:
+    """Where the end of ``message`` is marked; None, and logged, where its header makes no sense."""
+    try:
+        return Slot.read(message.headers.get(NODE))
+    except DecodeError as exc:
+        logger.error("task %s[%s] belongs to no workflow that could be told: %s", message.task, message.id, exc)
+        return None
 
 
-def _given_back(end: End) -> bool:
-    return end.settlement is not None and end.settlement.action is Action.REQUEUE
+def _tells(result: Result, verdict: Verdict) -> bool:
+    return verdict is Verdict.SUCCESS or verdict is Verdict.IGNORED or result.state != State.SUCCESS
 
 
 def carries_on(message: Message, follow_up: Message) -> bool:
