@@ -66,7 +66,7 @@ def test_every_component_is_made_once_however_many_threads_ask(app: Umbel) -> No
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(60)
     assert {name: len(ids) for name, ids in seen.items()} == dict.fromkeys(seen, 1)
 
 
@@ -74,7 +74,7 @@ def test_the_first_use_may_be_made_by_many_threads_at_once(make_app: MakeApp, fa
     faults: list[BaseException] = []
 
     def use(app: Umbel, number: int, start: threading.Barrier) -> None:
-        start.wait()
+        start.wait(60)
         try:
             if number == 0:
                 app.result("x").record()
@@ -92,7 +92,7 @@ def test_the_first_use_may_be_made_by_many_threads_at_once(make_app: MakeApp, fa
             for thread in threads:
                 thread.start()
             for thread in threads:
-                thread.join()
+                thread.join(60)
             app.close()
     finally:
         sys.setswitchinterval(before)

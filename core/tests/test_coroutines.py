@@ -22,7 +22,7 @@ from umbel.worker.outcomes import Records
 from umbel.worker.own_loop import OwnLoop
 
 from .conftest import MakeApp
-from .fakes import close_runner
+from .fakes import close_runner, eventually
 
 Next = Callable[[Request], Any]
 
@@ -198,8 +198,7 @@ def test_a_coroutine_that_waits_on_its_threads_own_loop_is_interrupted_there(exc
 
     def interrupt() -> None:
         assert waits.wait(10)
-        while not own.interrupt(exception):
-            time.sleep(0.001)
+        eventually(lambda: own.interrupt(exception))
 
     other = threading.Thread(target=interrupt)
     other.start()
@@ -208,7 +207,7 @@ def test_a_coroutine_that_waits_on_its_threads_own_loop_is_interrupted_there(exc
         assert own.run(wait()) == "caught"
         assert time.monotonic() - began < 30
     finally:
-        other.join()
+        other.join(30)
     assert isinstance(met[0], asyncio.CancelledError)
     assert not own.interrupt(exception), "nothing waits there"
     assert own.run(asyncio.sleep(0, "next")) == "next"
@@ -235,13 +234,12 @@ def test_a_task_that_waits_on_its_threads_own_loop_is_interrupted_by_its_executo
 
     def interrupt() -> None:
         assert waits.wait(10)
-        while not runs.executor.interrupt_thread(thread, SoftTimeLimitExceeded):
-            time.sleep(0.001)
+        eventually(lambda: runs.executor.interrupt_thread(thread, SoftTimeLimitExceeded))
 
     other = threading.Thread(target=interrupt)
     other.start()
     assert runs(runs.app.tasks["shop.wait"], how="in a thread").verdict is Verdict.SUCCESS
-    other.join()
+    other.join(30)
     assert not runs.executor.interrupt_thread(thread, SoftTimeLimitExceeded)
 
 

@@ -208,6 +208,7 @@ plain = st.recursive(
 names = st.sampled_from([*protocol.STANDARD_HEADERS, "args", "taskset", "x-user", "callbacks", "chord", "chain"])
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.dictionaries(names, plain, max_size=8), plain)
 def test_random_messages_raise_nothing_but_the_decode_error(headers: dict[str, Any], payload: Any) -> None:
@@ -219,6 +220,7 @@ def test_random_messages_raise_nothing_but_the_decode_error(headers: dict[str, A
     assert got.id
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(names, plain, st.integers(0, 2), plain)
 def test_mutated_messages_raise_nothing_but_the_decode_error(name: str, value: Any, position: int, part: Any) -> None:

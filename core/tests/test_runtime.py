@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -34,6 +35,8 @@ def in_child(check: Callable[[], bool]) -> bool:
         pid = os.fork()
     if pid == 0:
         try:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(30)  # a child that waits for ever would keep its parent waiting
             os._exit(0 if check() else 1)
         except BaseException:
             os._exit(2)
@@ -52,7 +55,7 @@ def test_all_threads_share_one_loop(runtime: LoopThread) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(60)
     assert len(seen) == 16
     assert len(set(seen)) == 1
 
@@ -151,7 +154,7 @@ def test_a_fork_while_another_thread_holds_the_lock_leaves_the_child_able_to_wor
         assert in_child(lambda: runtime.call(ident(), 5) > 0)
     finally:
         release.set()
-        thread.join()
+        thread.join(60)
 
 
 def test_a_loop_thread_is_a_daemon(runtime: LoopThread) -> None:

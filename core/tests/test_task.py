@@ -286,20 +286,21 @@ def test_progress_of_a_direct_call_or_without_a_store_is_told_to_nobody(make_app
 # --- threads and forks ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_many_threads_send_at_once_and_each_gets_its_own_ids_back(make_app: MakeApp, fakes: Fakes) -> None:
     task = make_app().task(add)
     sent: dict[int, list[str]] = {}
     start = threading.Barrier(32)
 
     def work(thread: int) -> None:
-        start.wait()
+        start.wait(60)
         sent[thread] = [task.delay(thread, i).id for i in range(200)]
 
     threads = [threading.Thread(target=work, args=(n,)) for n in range(32)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(60)
     by_id = {m.id: m.headers["argsrepr"] for m in fakes.broker.messages()}
     assert len(by_id) == 32 * 200
     for thread_number, ids in sent.items():

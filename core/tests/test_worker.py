@@ -349,7 +349,7 @@ def test_signals_stop_a_worker_on_the_main_thread_and_are_given_back(make_app: M
     teller.start()
     started = time.monotonic()
     assert app.worker().run() == 0
-    teller.join()
+    teller.join(30)
     assert time.monotonic() - started < 30
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
     assert fakes.broker.find("a").count == 0

@@ -29,7 +29,8 @@ SCRIPT = """
     warnings.simplefilter("ignore", DeprecationWarning)  # forking with threads is what this is about
     other = threading.Thread(target=PluginManager().load_hooks, args=(["slow_plugin:Listener"],))
     other.start()
-    while not Path("begun").exists():
+    end = time.monotonic() + 30
+    while not Path("begun").exists() and time.monotonic() < end:
         time.sleep(0.001)
     child = os.fork()
     if not child:

@@ -83,4 +83,4 @@ def test_a_process_with_threads_does_not_fork(install: Install, monkeypatch: pyt
         assert told() == without
     finally:
         over.set()
-        other.join()
+        other.join(30)

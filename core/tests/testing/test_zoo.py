@@ -24,7 +24,7 @@ from .zoo import (
     transport_flow,
     transport_session,
 )
-from .zoo.house import House, name
+from .zoo.house import FULL, House, name
 
 HOUSES: Sequence[House] = [
     pool.HOUSE,  # the slowest first
@@ -37,9 +37,9 @@ HOUSES: Sequence[House] = [
     scheduler.HOUSE,
 ]
 ANIMALS = [(house, driver) for house in HOUSES for driver in house.broken]
-VISIT = 14
+VISIT = 40
 """Animals that one process looks after."""
-KEEPERS = 6
+KEEPERS = 3
 """Processes at once: laws mostly wait."""
 
 UNBROKEN: Mapping[str, str] = {}
@@ -86,7 +86,7 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Mapping[str, 
         # can finish a task that an animal left behind, whose logged traceback parses too, and on Python 3.11 that
         # ends pytest with "AST constructor recursion depth mismatch" (CPython issue 106905).
         environment = {name: value for name, value in os.environ.items() if name not in ("CI", "PYTEST_ADDOPTS")}
-        environment["PYTHONNODEBUGRANGES"] = "1"
+        environment |= {"PYTHONNODEBUGRANGES": "1", "UMBEL_TEST_FULL": str(int(FULL))}
         done = subprocess.run(
             command,
             env=environment,

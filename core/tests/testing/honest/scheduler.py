@@ -10,7 +10,7 @@ from typing import Any
 from attrs import define, evolve, field
 
 from umbel.capabilities import SchedulerCapabilities
-from umbel.errors import UmbelError
+from umbel.errors import SchedulerUnavailable
 from umbel.model import Lease, ScheduleEntry
 from umbel.ports.clock import Clock
 from umbel.ports.scheduler import Scheduler
@@ -43,7 +43,7 @@ class HonestScheduler(Scheduler):
 
     async def enter(self) -> None:
         if self.closed:
-            raise UmbelError("honest:// is closed")
+            raise SchedulerUnavailable("honest:// is closed")
         await asyncio.sleep(0)
 
     async def load(self, names: Sequence[str] | None = None, *, declared: bool = False) -> Sequence[ScheduleEntry]:

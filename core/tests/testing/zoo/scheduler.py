@@ -66,7 +66,15 @@ class LeadsFromTheGrave(HonestScheduler):
         pass
 
 
-@HOUSE.breaks("one_leads", "a_leader_renews_its_lease", "who_leads_can_be_asked")
+@HOUSE.breaks("a_lease_of_no_time_gives_leadership_up")
+class KeepsTheLeadItWasGiven(HonestScheduler):
+    async def lead(self, owner: str, *, lease: float) -> Lease:
+        return await super().lead(owner, lease=lease or 1.0)
+
+
+@HOUSE.breaks(
+    "one_leads", "a_leader_renews_its_lease", "a_lease_of_no_time_gives_leadership_up", "who_leads_can_be_asked"
+)
 class LetsEverybodyLead(HonestScheduler):
     async def lead(self, owner: str, *, lease: float) -> Lease:
         leader = await super().lead(owner, lease=lease)
@@ -105,7 +113,11 @@ class CutsLongTimetables(HonestScheduler):
         return (await super().load(names, declared=declared))[:500]
 
 
-@HOUSE.breaks("leadership_passes_on_when_its_lease_ends", "a_former_leader_marks_nothing")
+@HOUSE.breaks(
+    "leadership_passes_on_when_its_lease_ends",
+    "a_lease_of_no_time_gives_leadership_up",
+    "a_former_leader_marks_nothing",
+)
 class LeadsForEver(HonestScheduler):
     async def lead(self, owner: str, *, lease: float) -> Lease:
         leader = self.timetable.leader
@@ -115,7 +127,7 @@ class LeadsForEver(HonestScheduler):
         return await super().lead(owner, lease=lease)
 
 
-@HOUSE.breaks("a_leader_renews_its_lease")
+@HOUSE.breaks("a_leader_renews_its_lease", "a_lease_of_no_time_gives_leadership_up")
 class RenewsNoLead(HonestScheduler):
     async def lead(self, owner: str, *, lease: float) -> Lease:
         leader = self.timetable.leader
@@ -144,7 +156,7 @@ class TellsThemNotApart(HonestScheduler):
         return await super().load(names)
 
 
-@HOUSE.breaks("who_leads_can_be_asked")
+@HOUSE.breaks("who_leads_can_be_asked", "a_lease_of_no_time_gives_leadership_up")
 class RemembersFormerLeaders(HonestScheduler):
     async def leader(self) -> Lease | None:
         await self.enter()
