@@ -9,6 +9,9 @@ CHAOS := $(if $(SEED),--seed $(SEED)) $(if $(TASKS),--tasks $(TASKS)) $(if $(DIS
 	$(if $(DURATION),--duration $(DURATION))
 PROJECTS := pyproject.toml $(wildcard core/pyproject.toml shared/*/pyproject.toml plugins/*/pyproject.toml contrib/*/pyproject.toml)
 
+# Tests and demo start hundreds of Pythons: each would compile all that it imports, which is half of what a start costs.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup demo services test lint format types layers docs wheels bench chaos clean
 help:          ## say what there is (the default)
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -19,7 +22,7 @@ services:      ## bring the servers that the tests start: Redis, RabbitMQ, celer
 	scripts/services
 test: $(DEV)   ## run every test (ARGS="-k chain -x" goes to pytest; JOBS=1: one at a time)
 	scripts/services --if-allowed
-	$(BIN)/pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
+	$(BIN)/pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 lint: $(DEV)   ## check style and format
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 format: $(DEV) ## mend style and format

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "tests/support"))
-pytest_plugins = ["servers.fixtures", "hanging"]
+pytest_plugins = ["servers.fixtures", "hanging", "whole_run"]
 
 
 def _parse_without_collection(parse: Callable[..., Any]) -> Callable[..., Any]:

@@ -80,7 +80,7 @@ def start(umbel: Umbel, tmp_path: Path) -> Iterator[Callable[..., subprocess.Pop
     yield start
     for worker in started:
         worker.kill()
-        worker.wait()
+        worker.wait(30)
 
 
 def lines(done: subprocess.CompletedProcess[str]) -> list[str]:

@@ -11,6 +11,7 @@ Comments, each on a line of its own directly before a block::
 
 and anywhere::
 
+    <!-- port: 18640 -->           stands for a free port wherever the page says it: pages may run beside each other
     <!-- start: umbel -A tasks worker -P threads -->   as ``run: in background``, unseen by readers
     <!-- stop the worker -->                           TERM, and its exit status must be 0
 """
@@ -44,7 +45,10 @@ class Block:
 
 def blocks(page: Path) -> Iterator[Block]:
     """The blocks of a page in order."""
-    text = page.read_text()
+    yield from blocks_of(page.read_text())
+
+
+def blocks_of(text: str) -> Iterator[Block]:
     note, note_end = "", -1
     for match in _PIECE.finditer(text):
         line = text.count("\n", 0, match.start()) + 1

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import doctest
 import os
+import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,7 +20,7 @@ from typing import IO, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from blocks import Block, blocks, commands
+from blocks import Block, blocks_of, commands
 
 sys.path[0] = os.getcwd()  # where the pages' own modules are
 
@@ -111,7 +113,7 @@ class Page:
             if line.rstrip().endswith("is ready"):
                 break
         else:
-            raise Wrong(f"$ {command}\nhas ended with {worker.wait()}:\n{said}")
+            raise Wrong(f"$ {command}\nhas ended with {worker.wait(30)}:\n{said}")
         threading.Thread(target=drain, args=[worker.stderr], daemon=True).start()
         if expected and not same(expected, said):
             raise Wrong(f"$ {command}\nsays:\n{said}")
@@ -123,12 +125,19 @@ class Page:
             raise Wrong(f"the worker has ended with status {status}")
 
 
+def with_free_ports(text: str) -> str:
+    for port in re.findall(r"^<!-- port: (\d+) -->$", text, re.MULTILINE):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            text = text.replace(port, str(server.getsockname()[1]))
+    return text
+
+
 def main(path: Path) -> int:
     page = Page()
     sys.modules["__main__"] = page.main
     block: Any = None
     try:
-        for block in blocks(path):
+        for block in blocks_of(with_free_ports(path.read_text())):
             page.run(block)
         while page.workers:
             page.stop_worker()
@@ -141,7 +150,7 @@ def main(path: Path) -> int:
     finally:
         for worker in page.workers:
             worker.kill()
-            worker.wait()
+            worker.wait(30)
     return 0
 
 

@@ -66,7 +66,7 @@ def run(page: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-W", "error", runner, page],
         cwd=folder,
-        env={name: value for name, value in os.environ.items() if not name.startswith("UMBEL_")},
+        env={name: value for name, value in os.environ.items() if not name.startswith(("UMBEL_", "PYTEST_"))},
         capture_output=True,
         text=True,
         timeout=100,

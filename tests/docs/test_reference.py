@@ -45,15 +45,16 @@ PLUGINS = sorted(path.parent for shelf in ("plugins", "contrib") for path in ROO
 every_plugin = pytest.mark.parametrize("plugin", PLUGINS, ids=lambda plugin: plugin.name)
 
 
-def written(folder: Path) -> dict[str, str]:
-    """The pages, by name: ``errors``, ``plugins/sqlite``."""
-    GENERATE.write(folder)
-    return {str(path.relative_to(folder).with_suffix("")): path.read_text() for path in folder.rglob("*.md")}
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    GENERATE.write(folder := tmp_path_factory.mktemp("generated"))
+    return folder
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return written(tmp_path_factory.mktemp("generated"))
+def pages(generated: Path) -> dict[str, str]:
+    """The pages, by name: ``errors``, ``plugins/sqlite``."""
+    return {str(path.relative_to(generated).with_suffix("")): path.read_text() for path in generated.rglob("*.md")}
 
 
 def own_classes(module: ModuleType) -> list[type]:
@@ -65,17 +66,15 @@ def flat(text: str) -> str:
     return " ".join(text.replace("\\|", "|").split())
 
 
-def test_the_same_code_gives_the_same_pages(pages: dict[str, str], tmp_path: Path) -> None:
-    assert written(tmp_path) == pages
-
-
-def test_a_page_that_has_not_changed_is_not_written_again(tmp_path: Path) -> None:
-    GENERATE.write(tmp_path)
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.md")}
-    (changed := tmp_path / "errors.md").write_text("old")
-    GENERATE.write(tmp_path)
+def test_the_same_code_gives_the_same_pages_and_only_what_has_changed_is_written(
+    generated: Path, pages: dict[str, str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in generated.rglob("*.md")}
+    (changed := generated / "errors.md").write_text("old")
+    GENERATE.write(generated)
     assert {p for p, time in before.items() if p.stat().st_mtime_ns != time} == {changed}
-    assert "SettingsError" in changed.read_text()
+    assert changed.read_text() == pages["errors"]
+    assert "SettingsError" in pages["errors"]
 
 
 def test_every_setting_is_there(pages: dict[str, str]) -> None:

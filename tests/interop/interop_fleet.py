@@ -115,7 +115,7 @@ class Client:
             self._process.wait(5)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
+            self._process.wait(30)
         self._from.close()
 
 

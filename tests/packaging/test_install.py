@@ -47,7 +47,7 @@ try:
     print(add.delay(2, 3).get(timeout=30))
 finally:
     worker.request_stop()
-    thread.join()
+    thread.join(30)
 """
 
 
@@ -112,7 +112,9 @@ def installed(wheelhouse: Path, tmp_path_factory: pytest.TempPathFactory) -> Mak
         folder = tmp_path_factory.mktemp("venv")
         venv.create(folder, with_pip=False)
         environment = Environment(folder)
-        environment.pip("install", "--quiet", "--no-index", "--find-links", str(wheelhouse), *requirements)
+        environment.pip(
+            "install", "--quiet", "--no-compile", "--no-index", "--find-links", str(wheelhouse), *requirements
+        )
         return environment
 
     return make
@@ -195,7 +197,7 @@ def test_a_first_task_runs(bundle: Environment, tmp_path: Path) -> None:
         assert worker.wait(40) == 0, log.read_text()
     finally:
         worker.kill()
-        worker.wait()
+        worker.wait(30)
 
 
 def test_a_plugin_that_is_missing_is_named_with_its_remedy(installed: Make, tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_bytes_pass_in_both_directions_whole_and_in_order(connect: Connect) -> N
         sender = threading.Thread(target=source.sendall, args=(sent,))
         sender.start()
         assert exactly(target, len(sent)) == sent
-        sender.join()
+        sender.join(30)
 
 
 def test_an_end_of_stream_passes_and_the_answer_to_it_still_comes(proxy: Proxy, connect: Connect) -> None:
@@ -278,7 +278,7 @@ def test_faults_while_traffic_runs_leave_nothing_behind(proxy: Proxy, listener: 
             threads.append(threading.Thread(target=serve, args=(end,)))
             threads[-1].start()
         for thread in threads:
-            thread.join()
+            thread.join(30)
 
     def serve(end: socket.socket) -> None:
         with end:

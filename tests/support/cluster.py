@@ -306,12 +306,15 @@ class Cluster(Site):
     def freeze(self, worker: WorkerProcess, *, children: bool = True) -> None:
         """SIGSTOP to a worker, but not while it holds the lock of a file, which would freeze the whole cluster."""
         frozen = worker.family if children else [worker.pid]
-        while True:
+
+        def between_locks() -> bool:
             send(frozen, signal.SIGSTOP)
-            if all(map(_lockable, self.folder.glob("*-lock"))):
-                return
-            send(frozen, signal.SIGCONT)
-            time.sleep(0.001)
+            free = all(map(_lockable, self.folder.glob("*-lock")))
+            if not free:
+                send(frozen, signal.SIGCONT)
+            return free
+
+        until(between_locks, f"a moment in which worker {worker.pid} holds no lock", timeout=60, every=0.001)
 
     def umbel(self, *arguments: str, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
         """Run one command of ``umbel`` to its end."""
@@ -345,15 +348,18 @@ class Cluster(Site):
                 continue  # gone meanwhile, or another user's: not ours
         return found
 
+    def _all_killed(self) -> bool:
+        left = self.stragglers()
+        send(left, signal.SIGKILL)
+        for worker in self.workers:
+            worker.process.poll()
+        return not left
+
     def close(self) -> None:
         """End every process, and show the ends of the logs (which pytest prints only for a failed test)."""
         if self._app is not None:
             self._app.close()
-        while left := self.stragglers():
-            send(left, signal.SIGKILL)
-            for worker in self.workers:
-                worker.process.poll()
-            time.sleep(0.01)
+        until(self._all_killed, "every process of the cluster is gone", timeout=30, every=0.01)
         for worker in self.workers:
             worker.process.wait(10)
             lines = worker.text.splitlines()

@@ -18,7 +18,13 @@ class GreenExecutor:
         self.upcall = upcall
 
     def execute(self, payload: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (getattr(self, payload[0])(*payload[1:]),)
+        return "ok", getattr(self, payload[0])(*payload[1:])
+
+    def awaits(self, payload: tuple[Any, ...]) -> bool:
+        return asyncio.iscoroutinefunction(getattr(self, payload[0]))
+
+    async def aexecute(self, payload: tuple[Any, ...]) -> tuple[Any, ...]:
+        return "ok", await getattr(self, payload[0])(*payload[1:])
 
     def nap(self, seconds: float) -> str:
         time.sleep(seconds)
@@ -30,6 +36,17 @@ class GreenExecutor:
         except SoftTimeLimitExceeded:
             return [number, "soft limit"]
         return [number, "slept"]
+
+    def own_subprocess(self) -> list[Any]:
+        return asyncio.run(self.a_subprocess())
+
+    async def a_subprocess(self) -> list[Any]:
+        """What a program has written, and its exit status, by way of the event loop."""
+        program = await asyncio.create_subprocess_exec(
+            "sh", "-c", "sleep 0.2; echo done; exit 3", stdout=asyncio.subprocess.PIPE
+        )
+        written, _ = await asyncio.wait_for(program.communicate(), 10)
+        return [written.decode().strip(), program.returncode]
 
     def own_loop(self, seconds: float) -> str:
         return asyncio.run(asyncio.sleep(seconds, "own loop"))

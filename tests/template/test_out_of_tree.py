@@ -48,7 +48,7 @@ def start(environment: Environment, tmp_path: Path) -> Iterator[Start]:
     yield start
     for worker in workers:
         worker.kill()
-        worker.wait()
+        worker.wait(30)
 
 
 def umbel(environment: Environment, folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:

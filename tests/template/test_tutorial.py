@@ -112,6 +112,7 @@ class Reader:
                 assert self.worker.wait(60) == 0
             finally:
                 self.worker.kill()
+                self.worker.wait(30)
 
 
 def test_the_tutorial_does_what_it_says(reader: Environment, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from {{ cookiecutter.__package }}.transport import {{ cookiecutter.__class }}
 
 
 class Test{{ cookiecutter.__class }}(TransportContract):
-    patience, time_limit = 30.0, 120.0  # the kit makes thousands of files, and some disks take a millisecond for each
+    patience, time_limit, many = 30.0, 120.0, 1000  # each message is a file, and some disks take milliseconds for each
 
     @pytest.fixture
     def make_transport(self, tmp_path: Path) -> Callable[[], {{ cookiecutter.__class }}]:

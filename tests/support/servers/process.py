@@ -19,7 +19,7 @@ from typing import Self
 HOST = "127.0.0.1"
 _PORTS = range(12_000, 32_000)
 """Below the range from which kernels take the ports of outgoing connections: none takes a port while its server is down."""
-_START, _STOP = 60.0, 60.0
+_START, _STOP = 110.0, 60.0
 _LOG_SHOWN = 100
 
 _given: set[int] = set()
@@ -143,7 +143,7 @@ class Server(ABC):
         """SIGKILL, and block until the process is gone. A server that does not run is left alone."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
+            self._process.wait(_STOP)
             self._process = None
 
     def stop(self) -> None:

@@ -95,7 +95,7 @@ class Proxy:
         self._do(self._unlisten)
         self._do(self._reset)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
+        self._thread.join(30)
         self._loop.close()
 
     def __enter__(self) -> Self:

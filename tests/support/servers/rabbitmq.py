@@ -130,7 +130,7 @@ class RabbitServer(Server):
         super().kill()
         if self._epmd is not None:
             self._epmd.kill()
-            self._epmd.wait()
+            self._epmd.wait(60)
             self._epmd = None
 
     def _spawn(self) -> subprocess.Popen[bytes]:

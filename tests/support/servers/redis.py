@@ -43,8 +43,11 @@ class RedisServer(Server):
         self.password = password
         self.socket = self.folder / "redis.sock"
         self.certificates: Certificates | None = None
-        self.tls_port = 0
+        self.tls_port = self.bus_port = 0
         lines = [_CONFIG, f"port {self.port}", f"unixsocket {self.socket}"]
+        if "cluster-enabled yes" in config:
+            self.bus_port = free_port()  # Redis's own choice, its port + 10,000, may be somebody's
+            lines.append(f"cluster-port {self.bus_port}")
         if password is not None:
             lines += [f'requirepass "{password}"', f'masterauth "{password}"']
         if tls:
@@ -126,18 +129,16 @@ class RedisCluster(_Several):
     """A cluster of ``nodes`` masters, each with ``replicas`` replicas; ``start`` blocks until all say it is ok."""
 
     def __init__(self, folder: Path, nodes: int = 3, *config: str, replicas: int = 0) -> None:
-        self._bus = [free_port() for _ in range(nodes * (1 + replicas))]
         self.servers = [
             RedisServer(
                 folder / f"node{number}",
                 "cluster-enabled yes",
-                f"cluster-port {bus}",
                 "cluster-node-timeout 2000",
                 "cluster-replica-validity-factor 0",
                 "repl-diskless-sync-delay 0",
                 *config,
             )
-            for number, bus in enumerate(self._bus)
+            for number in range(nodes * (1 + replicas))
         ]
         self.masters, self.replicas = self.servers[:nodes], self.servers[nodes:]
         self._formed = False
@@ -166,8 +167,8 @@ class RedisCluster(_Several):
 
     def _form(self) -> None:
         first = self.servers[0]
-        for server, bus in zip(self.servers[1:], self._bus[1:], strict=True):
-            first.command("CLUSTER", "MEET", HOST, server.port, bus)
+        for server in self.servers[1:]:
+            first.command("CLUSTER", "MEET", HOST, server.port, server.bus_port)
         for number, master in enumerate(self.masters):
             low, high = (_SLOTS * (number + extra) // len(self.masters) for extra in (0, 1))
             master.command("CLUSTER", "ADDSLOTSRANGE", low, high - 1)

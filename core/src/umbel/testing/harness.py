@@ -4,9 +4,9 @@
 ``umbel-threads``, whatever the settings name. Everything else is as in production: codec, routing, retries, settlement,
 middleware, hooks. Serializers and compressors are those that the settings name.
 
-Virtual are countdowns, ETAs, delays of retries, expiry, rate limits, and pauses before a redelivery. Real stay how long a
-task runs, its soft time limit, and the timeouts of ``get`` and of publishing. A hard time limit is not kept: a thread cannot
-be killed.
+Virtual are countdowns, ETAs, due times of schedules, delays of retries, expiry, rate limits, and pauses before a redelivery.
+Real stay how long a task runs, its soft time limit, and the timeouts of ``get`` and of publishing. A hard time limit is not
+kept: a thread cannot be killed.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from umbel.model import Action, Message, Settlement
 from umbel.plugins.kinds import POOL, RESULT_STORE, SCHEDULER, TRANSPORT
 from umbel.plugins.loader import load_driver
 from umbel.ports.clock import Clock, VirtualClock
+from umbel.scheduling.service import SchedulerService
 
 if TYPE_CHECKING:
     from umbel.app import Umbel
@@ -44,11 +45,17 @@ SETTINGS: Final[Mapping[str, Any]] = {
     "unique.lease": 100 * 365 * 86_400.0,
     "unique.lock_lease": 100 * 365 * 86_400.0,
     "worker.grace": 5.0,
+    # The harness is the scheduler, and the only one.
+    "worker.with_scheduler": False,
+    "scheduler.url": "memory://",
+    "scheduler.lease": 100 * 365 * 86_400.0,
     # A test looks at results after the time that it has let pass.
     "results.expires": "never",
 }
 """What ``in_memory`` sets over the app's own settings."""
 
+_STARTING: Final = 60.0
+"""Seconds that the worker may take to become ready."""
 _LOOK: Final = 0.01
 """Seconds after which a look whether anything is left to do is repeated, if no settlement has given a reason before."""
 
@@ -91,7 +98,9 @@ class Harness:
         self._transport, self._store, self._pool = _drivers(self)
         self._ready = threading.Event()
         self._worker: Worker | None = None
-        self._thread = threading.Thread(target=self._run, name="umbel-testing-worker")
+        self._scheduler: SchedulerService | None = None
+        # A daemon: one that is stuck must not keep the process of the tests from ending.
+        self._thread = threading.Thread(target=self._run, name="umbel-testing-worker", daemon=True)
         self._error: BaseException | None = None
 
     # --- the plugin: whatever the settings name, it is in memory ---
@@ -152,10 +161,11 @@ class Harness:
     # --- running ---
 
     @contextmanager
-    def worker(self, *, queues: Sequence[str] = (), timeout: float = 10) -> Iterator[Worker]:
+    def worker(self, *, queues: Sequence[str] = (), schedules: bool = True, timeout: float = 10) -> Iterator[Worker]:
         """A worker of the app in threads of this process, from ready to stopped.
 
-        It consumes the default queue and every queue that the settings or a task's options name, and ``queues``. At the end
+        It consumes the default queue and every queue that the settings or a task's options name, and ``queues``. Entries of
+        schedules run when time is let pass, unless ``schedules`` is false. At the end
         it is stopped as by TERM; tasks that still run then have ``worker.grace`` seconds. Raises what kept it from
         starting, and ``AssertionError`` if it failed or did not stop.
         """
@@ -163,8 +173,10 @@ class Harness:
             raise UmbelError(f"app {self.app.name!r} has its worker already: one serves a whole test")
         self._worker = worker = self.app.worker()
         worker.queues = self._queues(queues)
+        self._scheduler = SchedulerService(self.app) if schedules else None
         self._thread.start()
-        while not self._ready.wait(0.01) and self._thread.is_alive():
+        deadline = time.monotonic() + _STARTING
+        while not self._ready.wait(0.01) and self._thread.is_alive() and time.monotonic() < deadline:
             pass
         try:
             if not self._ready.is_set():
@@ -258,6 +270,8 @@ class Harness:
         settled = self._settled = asyncio.Event()
         while self._thread.is_alive():
             settled.clear()
+            if self._scheduler is not None and (due := await self._scheduler.send_due()) is not None:
+                self.due([due])
             if not await self._busy(worker):
                 break
             # What was acknowledged early ends without a settlement.

@@ -121,7 +121,7 @@ class Rig:
     def open_jobs(self) -> list[int]:
         return [job_id for job_id in self.submitted if job_id not in self.ends]
 
-    def job(self, *payload: Any, **limits: float) -> Job:
+    def job(self, *payload: Any, **limits: Any) -> Job:
         self.submitted.append(len(self.submitted) + 1)
         return Job(id=self.submitted[-1], task=f"kit.{payload[0]}", payload=payload, **limits)
 

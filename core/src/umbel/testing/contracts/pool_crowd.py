@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -33,6 +33,13 @@ class CrowdLaws(PoolLaws):
         bench.all_open = True
         ends = await rig.run_all([rig.job("echo", n) for n in range(self.crowd)])
         assert {end.ending for end in ends} == {Ending.DONE}
+
+    async def _alone_is_to_blame(
+        self, rig: Rig, bench: PoolBench, culprit: int, beside: Sequence[int], ending: Ending
+    ) -> None:
+        assert (await rig.end(culprit)).ending is ending
+        assert {(await rig.end(job_id)).ending for job_id in beside} == {Ending.COLLATERAL}
+        await self._go_on(rig, bench)
 
     @law
     async def test_a_coroutine_ends_as_any_job(self, bench: PoolBench) -> None:
@@ -66,9 +73,7 @@ class CrowdLaws(PoolLaws):
         async with bench.rig(self.crowd, make=make_crowd) as rig:
             beside = await self._gather(rig, bench)
             culprit = await rig.begin("stubborn", "deaf", time_limit=self.limit)
-            assert (await rig.end(culprit)).ending is Ending.TIMED_OUT
-            assert {(await rig.end(job_id)).ending for job_id in beside} == {Ending.COLLATERAL}
-            await self._go_on(rig, bench)
+            await self._alone_is_to_blame(rig, bench, culprit, beside, Ending.TIMED_OUT)
 
     @law
     async def test_what_runs_beside_a_job_that_is_cancelled_by_force_is_collateral(
@@ -80,9 +85,7 @@ class CrowdLaws(PoolLaws):
             beside = await self._gather(rig, bench)
             culprit = await rig.begin("stubborn", "deaf")
             assert await rig.pool.cancel(culprit, force=True)
-            assert (await rig.end(culprit)).ending is Ending.CANCELLED
-            assert {(await rig.end(job_id)).ending for job_id in beside} == {Ending.COLLATERAL}
-            await self._go_on(rig, bench)
+            await self._alone_is_to_blame(rig, bench, culprit, beside, Ending.CANCELLED)
 
     @law
     async def test_a_cancellation_spares_what_runs_beside(

@@ -10,7 +10,7 @@ import attrs
 import pytest
 
 from umbel.capabilities import SchedulerCapabilities
-from umbel.errors import UmbelError
+from umbel.errors import SchedulerUnavailable
 from umbel.model import ScheduleEntry
 from umbel.ports.clock import Clock
 from umbel.ports.scheduler import Scheduler
@@ -227,6 +227,19 @@ class SchedulerContract:
         assert after.fence > before.fence
 
     @law
+    async def test_a_lease_of_no_time_gives_leadership_up(self, bench: SchedulerBench) -> None:
+        first, second = bench.scheduler(), bench.scheduler()
+        machine = second if bench.capabilities.shared else first
+        before = await first.lead("me", lease=LONG)
+        assert (await machine.lead("you", lease=0.0)).owner == "me"
+        assert await first.leader() is not None
+        await first.lead("me", lease=0.0)
+        assert await first.leader() is None
+        after = await machine.lead("you", lease=LONG)
+        assert after.owner == "you"
+        assert after.fence > before.fence
+
+    @law
     async def test_who_leads_can_be_asked(self, bench: SchedulerBench) -> None:
         scheduler = bench.scheduler()
         assert await scheduler.leader() is None
@@ -340,7 +353,7 @@ class SchedulerContract:
             scheduler.leader,
         ]
         for call in calls:
-            with pytest.raises(UmbelError):
+            with pytest.raises(SchedulerUnavailable):
                 await call()
 
     @law
