@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import statistics
 import sys
+import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -82,6 +84,30 @@ async def noop(i):
     return note(i)
 """
 
+COLLECT: Final = """
+from {system} import chord, group
+@app.task
+def collect(numbers):
+    return sum(numbers)
+"""
+
+COLLECT_DRAMATIQ: Final = """
+from dramatiq.middleware import GroupCallbacks
+from dramatiq.rate_limits.backends import RedisBackend as Barriers
+broker.add_middleware(GroupCallbacks(Barriers(url=RESULTS)))
+@dramatiq.actor(store_results=True)
+def collect():
+    return -1
+"""
+
+FAN_IN: Final[Mapping[str, str]] = {
+    "umbel": COLLECT.format(system="umbel"),
+    "celery": COLLECT.format(system="celery"),
+    "dramatiq": COLLECT_DRAMATIQ,
+    "taskiq": "",
+}
+"""What the module ``program`` needs besides, for `Sender.fan_out` and `Sender.fan_in`."""
+
 PROGRAMS: Final[Mapping[str, str]] = {"umbel": UMBEL, "celery": CELERY, "dramatiq": DRAMATIQ, "taskiq": TASKIQ}
 
 _CELERY_WORKER: Final = [
@@ -102,9 +128,10 @@ ONLY_ON: Final = {"umbel-classic": "rabbitmq"}
 """On RabbitMQ Umbel makes quorum queues, unless it is told to make classic ones, which Celery and Dramatiq make."""
 
 
-def program(system: str) -> str:
+def program(system: str, *, fan_in: bool = False) -> str:
     """The text of the module ``program`` of this system."""
-    return SHARED + PROGRAMS[system.partition("-")[0]]
+    kind = system.partition("-")[0]
+    return SHARED + PROGRAMS[kind] + (FAN_IN[kind] if fan_in else "")
 
 
 def worker_command(system: str) -> list[str]:
@@ -155,18 +182,78 @@ class Sender:
 
     def round_trip(self, i: int) -> Any:
         """Send, and wait for the result."""
+        return self.send(i)()
+
+    def round_trips(self, numbers: range) -> tuple[float, float]:
+        """Median and 99th percentile, in ms, of round trips one after the other."""
+        taken = []
+        for i in numbers:
+            begun = time.perf_counter()
+            value = self.round_trip(i)
+            taken.append(1000 * (time.perf_counter() - begun))
+            assert value == i, (value, i)
+        return statistics.median(taken), sorted(taken)[int(len(taken) * 0.99)]
+
+    def send(self, i: int, *, patience: int = 10) -> Callable[[], Any]:
+        """Send; the answer waits for the result, up to ``patience`` seconds."""
         match self._kind:
             case "umbel" | "celery":
-                return self._module.noop.delay(i).get(timeout=10)
+                sent = self._module.noop.delay(i)
+                return lambda: sent.get(timeout=patience)
             case "dramatiq":
-                return self._module.noop.send(i).get_result(block=True, timeout=10_000)
+                sent = self._module.noop.send(i)
+                return lambda: sent.get_result(block=True, timeout=1000 * patience)
+            case _:
+                sent = self._run(self._module.noop.kiq(i))
+                waiting = sent.wait_result
+                return lambda: self._run(waiting(check_interval=0.001, timeout=patience)).return_value
+
+    def fan_out(self, numbers: range, *, patience: int) -> Callable[[], list[Any]]:
+        """Send all as one group; the answer waits for all results, in their order."""
+        noop = self._module.noop
+        match self._kind:
+            case "umbel" | "celery":
+                sent = self._module.group([noop.s(i) for i in numbers]).apply_async()
+                return lambda: list(sent.get(timeout=patience))
+            case "dramatiq":
+                sent = self._module.dramatiq.group([noop.message(i) for i in numbers]).run()
+                return lambda: list(sent.get_results(block=True, timeout=1000 * patience))
             case _:
 
-                async def trip() -> Any:
-                    sent = await self._module.noop.kiq(i)
-                    return (await sent.wait_result(check_interval=0.001, timeout=10)).return_value
+                async def send() -> list[Any]:
+                    return await asyncio.gather(*[noop.kiq(i) for i in numbers])
 
-                return self._run(trip())
+                async def gather() -> list[Any]:
+                    """A hundred at a time: whoever asks for all of them again and again holds the server up."""
+                    found: list[Any] = []
+                    for at in range(0, len(handles), 100):
+                        waits = [
+                            one.wait_result(check_interval=0.01, timeout=patience) for one in handles[at : at + 100]
+                        ]
+                        found += [result.return_value for result in await asyncio.gather(*waits)]
+                    return found
+
+                handles = self._run(send())
+                return lambda: self._run(gather())
+
+    def fan_in(self, numbers: range, *, patience: int) -> Any:
+        """Run all, then one task with their results; what that returns. ``None`` where the system has nothing like it.
+
+        Dramatiq's last task gets no results; it returns -1.
+        """
+        module = self._module
+        match self._kind:
+            case "umbel" | "celery":
+                sent = module.chord([module.noop.s(i) for i in numbers], module.collect.s()).apply_async()
+                return sent.get(timeout=patience)
+            case "dramatiq":
+                last = module.collect.message()
+                members = module.dramatiq.group([module.noop.message(i) for i in numbers])
+                members.add_completion_callback(last)
+                members.run()
+                return last.get_result(block=True, timeout=1000 * patience)
+            case _:
+                return None
 
     def close(self) -> None:
         if self._loop is not None:

@@ -14,30 +14,26 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
 import broker_limits
 import broker_usage
 import redis
-from broker_systems import ONLY_ON, WORKERS, Sender, environment, program, worker_command
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
-
-from servers.process import Server, spawn  # found by the line above
+from broker_draining import drained, worker  # lets the servers' modules be found, too
+from broker_systems import ONLY_ON, WORKERS, Sender, environment, program
+from servers.process import Server
 from servers.rabbitmq import RabbitServer
 from servers.redis import RedisServer
 
 IDLE_SECONDS: Final = 3.0
-PATIENCE: Final = 180.0
 
 ROWS: Final = {
     "enqueue_one_by_one": "enqueue one by one, tasks/s",
@@ -186,8 +182,8 @@ def measure(system: str, options: argparse.Namespace) -> dict[str, float]:
     figures["enqueue_one_by_one"] = options.singles / _seconds(lambda: sender.one_by_one(range(1, options.singles + 1)))
     rest = range(options.singles + 1, options.tasks)
     figures["enqueue_in_bulk"] = len(rest) / _seconds(lambda: sender.in_bulk(rest))
-    with _worker(system) as process:
-        figures |= _drained(options.tasks, meter, process)
+    with worker(system) as process:
+        figures |= drained(options.tasks, meter, process)
         if sorted(meter.numbers()) != list(range(options.tasks)):
             sys.exit(f"{system}: the ledger does not hold each task once: {len(meter.numbers())} of {options.tasks}")
         figures["memory"] = broker_usage.proportional_memory(process.pid)
@@ -196,14 +192,8 @@ def measure(system: str, options: argparse.Namespace) -> dict[str, float]:
         time.sleep(IDLE_SECONDS)
         figures["idle"] = (meter.commands() - before - meter._broker_is_redis) / IDLE_SECONDS
         if with_results:
-            trips = []
-            for i in range(options.tasks, options.tasks + options.trips):
-                started = time.perf_counter()
-                value = sender.round_trip(i)
-                trips.append(1000 * (time.perf_counter() - started))
-                assert value == i, (value, i)
-            figures["round_trip_p50"] = statistics.median(trips)
-            figures["round_trip_p99"] = sorted(trips)[int(len(trips) * 0.99)]
+            trips = range(options.tasks, options.tasks + options.trips)
+            figures["round_trip_p50"], figures["round_trip_p99"] = sender.round_trips(trips)
     sender.close()
     return figures
 
@@ -212,53 +202,6 @@ def _seconds(work: Any) -> float:
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
-
-
-def _drained(total: int, meter: Meter, process: subprocess.Popen[bytes]) -> dict[str, float]:
-    deadline = time.monotonic() + PATIENCE
-    begun: tuple[float, int, float, float] | None = None
-    while time.monotonic() < deadline:
-        done = meter.done()
-        if begun is None and done > total / 10:
-            begun = time.perf_counter(), done, broker_usage.cpu(process.pid), meter.server_cpu()
-        if done >= total:
-            ended, worker, server = time.perf_counter(), broker_usage.cpu(process.pid), meter.server_cpu()
-            assert begun is not None, "all tasks were done between two looks; ask for more"
-            assert done == total, f"{done} ends of {total} tasks"
-            number = total - begun[1]
-            return {
-                "drain": number / (ended - begun[0]),
-                "worker_cpu": 1e6 * (worker - begun[2]) / number,
-                "broker_cpu": 1e6 * (server - begun[3]) / number,
-            }
-        if process.poll() is not None:
-            sys.exit(f"the worker has ended:\n{_log()}")
-        time.sleep(0.01)
-    sys.exit(f"only {meter.done()} of {total} tasks ended in {PATIENCE:.0f} s; the end of the worker's log:\n{_log()}")
-
-
-def _log() -> str:
-    return Path("worker.log").read_text()[-2000:]
-
-
-@contextmanager
-def _worker(system: str) -> Iterator[subprocess.Popen[bytes]]:
-    process = spawn(worker_command(system), log=Path("worker.log"), folder=Path.cwd())
-    try:
-        yield process
-    finally:
-        family = list(broker_usage.tree(process.pid))
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        for pid in family[1:]:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
 
 
 # --- the table -----------------------------------------------------------------------------------

@@ -1,48 +1,37 @@
-"""The execution engine beside Celery's, both with prefork and two processes, on one Redis server, results stored.
+"""The execution engine beside those of Celery, Dramatiq and Taskiq, two processes each, on one Redis server, results stored.
 
     python benchmarks/engine.py [--rounds 3] [--only umbel celery] [--members 1000] [--trips 300] [--json FILE]
 
 Every round takes each system in turn, in a folder and a database of its own: from the start of the worker to the first result,
 what an idle worker has in memory, round trips on an idle system one after the other, and a fan-out to many members with its
 fan-in: once gathered by the sender (group), once by a task that gets all their results (chord). A figure counts only if every
-result is right. Medians over the rounds; each round's percentiles are of its own trips.
+result is right. Medians over the rounds; each round's percentiles are of its own trips. Celery acknowledges before the task,
+the others after it. Dramatiq's last task is told that all have ended, and gets no results; Taskiq has none.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import broker_usage
-from broker_systems import environment, program, worker_command
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
-
-from servers.process import spawn  # found by the line above
+from broker_draining import worker  # lets the servers' modules be found, too
+from broker_systems import Sender, environment, program
 from servers.redis import RedisServer
 
-SYSTEMS: Final = ("umbel", "celery")
+SYSTEMS: Final = ("umbel", "celery", "dramatiq", "taskiq")
 SETTLING: Final = 3.0
 """Seconds after the first result, for what a worker still does when it starts."""
-PATIENCE: Final = 120.0
-
-COLLECT: Final = """
-from {system} import chord, group
-@app.task
-def collect(numbers):
-    return sum(numbers)
-"""
+PATIENCE: Final = 120
 
 ROWS: Final = {
     "ready": "start of the worker to the first result, ms",
@@ -64,7 +53,7 @@ def main() -> None:
         "--members", type=int, default=1_000, help="members of the group and the chord (default: 1,000)"
     )
     parser.add_argument("--trips", type=int, default=300, help="round trips (default: 300)")
-    parser.add_argument("--only", nargs="+", choices=SYSTEMS, default=list(SYSTEMS), help="systems (default: both)")
+    parser.add_argument("--only", nargs="+", choices=SYSTEMS, default=list(SYSTEMS), help="systems (default: all)")
     parser.add_argument("--json", type=Path, help="write every round's figures to this file too")
     parser.add_argument("--one", choices=SYSTEMS, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -87,7 +76,7 @@ def run_apart(system: str, options: argparse.Namespace, server: RedisServer) -> 
     server.command("FLUSHALL")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "program.py").write_text(program(system) + COLLECT.format(system=system))
+        (folder / "program.py").write_text(program(system, fan_in=True))
         env = environment(system, server.url_of(0), server.url_of(1), str(folder / "ledger"))
         arguments = [f"--{option}={getattr(options, option)}" for option in ("members", "trips")]
         command = [sys.executable, os.path.abspath(__file__), "--one", system, *arguments]
@@ -102,58 +91,30 @@ def run_apart(system: str, options: argparse.Namespace, server: RedisServer) -> 
 def measure(system: str, options: argparse.Namespace) -> dict[str, float]:
     """Runs in the folder; the figures of one round."""
     sys.path.insert(0, os.getcwd())
-    tasks: Any = __import__("program")
+    sender = Sender(system, __import__("program"))
     figures: dict[str, float] = {}
-    first = tasks.noop.delay(0)  # waits in the queue, so that no producer's start is in what follows
-    with _worker(system) as process:
-        started = time.perf_counter()
-        assert first.get(timeout=PATIENCE) == 0
+    first = sender.send(0, patience=PATIENCE)  # waits in the queue, so that no producer's start is in what follows
+    started = time.perf_counter()
+    with worker(system) as process:
+        assert first() == 0
         figures["ready"] = 1000 * (time.perf_counter() - started)
         time.sleep(SETTLING)
         figures["memory"] = broker_usage.proportional_memory(process.pid)
         figures["processes"] = len(list(broker_usage.tree(process.pid)))
-        trips = []
-        for i in range(1, options.trips + 1):
-            begun = time.perf_counter()
-            assert tasks.noop.delay(i).get(timeout=PATIENCE) == i
-            trips.append(1000 * (time.perf_counter() - begun))
-        figures["trip_p50"] = statistics.median(trips)
-        figures["trip_p99"] = sorted(trips)[int(len(trips) * 0.99)]
+        figures["trip_p50"], figures["trip_p99"] = sender.round_trips(range(1, options.trips + 1))
         numbers = range(options.members)
         begun = time.perf_counter()
-        sent = tasks.group([tasks.noop.s(i) for i in numbers]).apply_async()
+        gather = sender.fan_out(numbers, patience=PATIENCE)
         figures["group_sent"] = 1000 * (time.perf_counter() - begun)
-        assert sent.get(timeout=PATIENCE) == list(numbers)
+        assert gather() == list(numbers)
         figures["group"] = 1000 * (time.perf_counter() - begun)
         begun = time.perf_counter()
-        last = tasks.chord([tasks.noop.s(i) for i in numbers], tasks.collect.s()).apply_async()
-        assert last.get(timeout=PATIENCE) == sum(numbers)
-        figures["chord"] = 1000 * (time.perf_counter() - begun)
+        last = sender.fan_in(numbers, patience=PATIENCE)
+        figures["chord"] = 1000 * (time.perf_counter() - begun) if last is not None else math.nan
+        assert last in (sum(numbers), None) or (system == "dramatiq" and last == -1), last
         figures["memory_after"] = broker_usage.proportional_memory(process.pid)
+    sender.close()
     return figures
-
-
-@contextmanager
-def _worker(system: str) -> Iterator[subprocess.Popen[bytes]]:
-    process = spawn(worker_command(system), log=Path("worker.log"), folder=Path.cwd())
-    try:
-        yield process
-    except BaseException:
-        print(Path("worker.log").read_text()[-2000:], file=sys.stderr)
-        raise
-    finally:
-        family = list(broker_usage.tree(process.pid))
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        for pid in family[1:]:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
 
 
 # --- the table -----------------------------------------------------------------------------------

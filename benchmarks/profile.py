@@ -1,12 +1,12 @@
 """Where the time of a task goes: CPU by process and by command of the server, then the functions of worker and child.
 
-    python benchmarks/profile.py [--tasks 20000] [--results on] [--top 25] [--lines] [--keep FOLDER]
+    python benchmarks/profile.py [--broker redis] [--tasks 20000] [--results on] [--top 25] [--lines] [--keep FOLDER]
 
-Starts a Redis server of its own, fills the queue and drains it twice: the first time nobody looks but at the counters of the
-processes, the second time ``py-spy`` (from PyPI; without it there is no second time) takes samples of the worker's I/O process
-and of one child. ``self`` is time in the function itself, ``with`` what it calls too. On a machine that others use compare runs
-in turn, by their least figures; a sampled function shows what it costs there, with cold caches, which is twice what a loop in
-isolation says.
+Starts a server of its own (results are kept in Redis, whatever the broker), fills the queue and drains it twice: the first time
+nobody looks but at the counters of the processes, the second time ``py-spy`` (from PyPI; without it there is no second time)
+takes samples of the worker's I/O process and of one child. ``self`` is time in the function itself, ``with`` what it calls too.
+On a machine that others use compare runs in turn, by their least figures; a sampled function shows what it costs there, with
+cold caches, which is twice what a loop in isolation says.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,11 +25,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import broker_usage
-from broker_systems import environment, program, worker_command
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
-
-from servers.process import spawn  # found by the line above
+from broker_draining import spawn_worker  # lets the servers' modules be found, too
+from broker_systems import environment, program
+from servers.rabbitmq import RabbitServer
 from servers.redis import RedisServer
 
 PATIENCE: Final = 120.0
@@ -41,6 +40,7 @@ for at in range(0, {0}, 1000):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--broker", choices=("redis", "rabbitmq"), default="redis")
     parser.add_argument("--tasks", type=int, default=20_000, help="tasks to drain (default: 20,000)")
     parser.add_argument("--results", choices=("on", "off"), default="on")
     parser.add_argument("--top", type=int, default=25, help="functions to show (default: 25)")
@@ -49,47 +49,55 @@ def main() -> None:
     options = parser.parse_args()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        server = stack.enter_context(RedisServer(folder / "redis", "appendonly no"))
+        store = stack.enter_context(RedisServer(folder / "redis", "appendonly no"))
+        rabbit = RabbitServer(folder / "rabbitmq", erl_args="") if options.broker == "rabbitmq" else None
+        if rabbit is not None:
+            stack.enter_context(rabbit)
         (folder / "program.py").write_text(program("umbel"))
-        costs(Drain(folder, server, options))
+        costs(Drain(folder, store, rabbit, options))
         if shutil.which("py-spy") is None:
             sys.exit("no functions: py-spy is not on the PATH (pip install py-spy)")
         options.tasks *= 2  # the first part of them passes before the samples begin
-        samples(Drain(folder, server, options), options)
+        samples(Drain(folder, store, rabbit, options), options)
 
 
 class Drain:
     """A full queue, and a worker that empties it."""
 
-    def __init__(self, folder: Path, server: RedisServer, options: argparse.Namespace) -> None:
-        self.folder, self.server, self.tasks = folder, server, options.tasks
+    def __init__(
+        self, folder: Path, store: RedisServer, rabbit: RabbitServer | None, options: argparse.Namespace
+    ) -> None:
+        self.folder, self.store, self.rabbit, self.tasks = folder, store, rabbit, options.tasks
         self.results = options.results == "on"
         self.ledger = folder / f"ledger-{options.tasks}"
-        server.command("FLUSHALL")
-        self.env = environment("umbel", server.url_of(0), server.url_of(1) if self.results else "", str(self.ledger))
+        store.command("FLUSHALL")
+        broker = store.url_of(0) if rabbit is None else rabbit.url
+        self.env = environment("umbel", broker, store.url_of(1) if self.results else "", str(self.ledger))
         subprocess.run([sys.executable, "-c", SENDING.format(self.tasks)], cwd=folder, env=self.env, check=True)
-        server.command("CONFIG", "RESETSTAT")
+        store.command("CONFIG", "RESETSTAT")
         self.log = folder / "worker.log"
-        self.worker = spawn(worker_command("umbel"), log=self.log, folder=folder, env=self.env)
+        self.worker = spawn_worker("umbel", log=self.log, folder=folder, env=self.env)
 
     def wait_for(self, number: int) -> int:
         """Wait until so many have run, and their results are stored; how many have by then."""
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline and self.worker.poll() is None:
             ran = self.ledger.stat().st_size // 8 if self.ledger.exists() else 0
-            stored = int(self.server.command("DBSIZE", database=1)) if self.results else ran
+            stored = int(self.store.command("DBSIZE", database=1)) if self.results else ran
             if (done := min(ran, stored)) >= number:
                 return done
             time.sleep(0.01)
         sys.exit(f"the worker does not get on; the end of its log:\n{self.log.read_text()[-2000:]}")
 
     def server_cpu(self) -> float:
-        used: Any = self.server.command("INFO", "cpu")
-        return float(used["used_cpu_user"]) + float(used["used_cpu_sys"])
+        """Of Redis, and of RabbitMQ where that is the broker."""
+        used: Any = self.store.command("INFO", "cpu")
+        rabbit = 0.0 if self.rabbit is None else broker_usage.cpu(self.rabbit.pid)
+        return float(used["used_cpu_user"]) + float(used["used_cpu_sys"]) + rabbit
 
     def stop(self) -> None:
         self.worker.terminate()
-        self.worker.wait(20)
+        self.worker.wait(PATIENCE)
 
 
 def costs(drain: Drain) -> None:
@@ -105,10 +113,11 @@ def costs(drain: Drain) -> None:
     print(f"{number / seconds:,.0f} tasks/s; CPU in µs a task:")
     print(f"{used[drain.worker.pid]:8.1f}  the worker's I/O process")
     print(f"{sum(children):8.1f}  its children ({' + '.join(f'{one:.1f}' for one in children)})")
-    print(f"{1e6 * server / number:8.1f}  Redis")
+    print(f"{1e6 * server / number:8.1f}  the server")
     print(f"{sum(used.values()) + 1e6 * server / number:8.1f}  together")
-    told: Any = drain.server.command("INFO", "commandstats")
-    print("\ncommands of Redis, those that scripts call included: calls, µs a task")
+    told: Any = drain.store.command("INFO", "commandstats")
+    if told:
+        print("\ncommands of Redis, those that scripts call included: calls, µs a task")
     for name, found in sorted(told.items(), key=lambda one: -one[1]["usec"])[:12]:
         print(f"{found['calls']:10,}  {found['usec'] / drain.tasks:6.2f}  {name.removeprefix('cmdstat_')}")
     drain.stop()
@@ -131,9 +140,11 @@ def samples(drain: Drain, options: argparse.Namespace) -> None:
             subprocess.Popen([*command, "-p", str(pid)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         )
     drain.wait_for(drain.tasks)
-    drain.stop()  # py-spy ends with what it looks at
     for recorder in recorders:
-        recorder.wait(90)
+        recorder.send_signal(signal.SIGINT)  # it writes what it has
+    for recorder in recorders:
+        recorder.wait(PATIENCE)
+    drain.stop()
     for name in ("worker", "child"):
         show(name, (folder / f"{name}.raw").read_text(), options)
 

@@ -19,6 +19,13 @@ Raw: TypeAlias = tuple[int, bool, str, str, bytes, bytes]
 """A message as it came: delivery tag, delivered before, exchange, routing key, properties, body."""
 
 
+Receive: TypeAlias = Callable[[Sequence[Raw]], None]
+"""Takes messages of one consumer, in their order."""
+
+_MOST_WAYS = 1024
+"""Ways of messages remembered: as many as there are routing keys, which may be without end."""
+
+
 class ChannelClosed(Exception):  # internal: whoever called knows which sentence it means
     """The broker refused something, and closed the channel on which it was asked."""
 
@@ -35,7 +42,7 @@ class Channel:
         self.connection = connection
         self.number = number
         self.dead: Exception | None = None
-        self.consumers: dict[str, Callable[[Raw], None]] = {}
+        self.consumers: dict[str, Receive] = {}
         self.on_cancel: Callable[[str], None] | None = None
         self.on_confirm: Callable[[int, bool, bool], None] | None = None
         """Publish tag, all before it too, accepted."""
@@ -47,6 +54,9 @@ class Channel:
         self._properties = b""
         self._missing = 0
         self._pieces: list[bytes] = []
+        self._ways: dict[bytes, tuple[str, str, str]] = {}
+        self._arrived: list[Raw] = []
+        self._arrived_for = ""
 
     def call(self, method: base.Frame | bytes) -> asyncio.Future[Any]:
         """Send; the future gives the answering method, or the message that ``basic.get`` found."""
@@ -85,6 +95,32 @@ class Channel:
 
     # --- what arrives ------------------------------------------------------------------------------
 
+    def delivery(self, data: bytes, at: int, end: int) -> int:
+        """Take a delivery whose first frame is ``data[at : end + 1]``, if all of it is there, until ``hand_over``.
+
+        Where it ends; 0: it is to be taken frame by frame.
+        """
+        if self._bearer is not None or (read := frames.read_whole_delivery(data, at, end, self.number)) is None:
+            return 0
+        after, way, tag, before, properties, body = read
+        if (told := self._ways.get(way)) is None:
+            if len(self._ways) >= _MOST_WAYS:
+                self._ways.clear()
+            told = self._ways[way] = frames.read_way(way)
+        consumer, exchange, key = told
+        if consumer != self._arrived_for:
+            self.hand_over()
+            self._arrived_for = consumer
+        self._arrived.append((tag, before, exchange, key, properties, body))
+        return after
+
+    def hand_over(self) -> None:
+        """Let the consumer have what has arrived for it."""
+        if self._arrived:
+            arrived, self._arrived = self._arrived, []
+            if (receive := self.consumers.get(self._arrived_for)) is not None:
+                receive(arrived)
+
     def frame(self, kind: int, payload: bytes) -> None:
         """Raises ``ValueError`` where the peer breaks the protocol."""
         if kind == frames.BODY:
@@ -113,7 +149,7 @@ class Channel:
         if index == frames.DELIVER:
             consumer, tag, before, exchange, key = frames.read_deliver(payload)
             if (receive := self.consumers.get(consumer)) is not None:
-                receive((tag, before, exchange, key, self._properties, body))
+                receive([(tag, before, exchange, key, self._properties, body)])
         elif index == frames.GET_OK:
             tag, before, exchange, key = frames.read_get_ok(payload)
             self.reply((tag, before, exchange, key, self._properties, body))

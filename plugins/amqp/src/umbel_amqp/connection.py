@@ -156,7 +156,8 @@ class Connection(asyncio.Protocol):
         if self._rest:
             data = self._rest + data
         at, size, channels = 0, len(data), self._channels
-        unpack, end_byte = frames.FRAME.unpack_from, frames.END_BYTE
+        unpack, end_byte, delivery = frames.FRAME.unpack_from, frames.END_BYTE, frames.DELIVERY
+        receiving: Channel | None = None
         try:
             while size - at >= frames.OVERHEAD:
                 kind, number, length = unpack(data, at)
@@ -167,15 +168,26 @@ class Connection(asyncio.Protocol):
                     break
                 if data[end] != end_byte:
                     raise ValueError("a frame without its end")
+                channel = channels.get(number) if number else None
+                taken = 0
+                if channel is not None and kind == frames.METHOD and data.startswith(delivery, at + 7):
+                    taken = channel.delivery(data, at, end)
+                if receiving is not None and (channel is not receiving or not taken):
+                    receiving.hand_over()
+                receiving = channel if taken else None
+                if taken:
+                    at = taken
+                    continue
                 payload = data[at + 7 : end]
                 at = end + 1
                 if kind == frames.HEARTBEAT:
                     continue
-                if number:
-                    if (channel := channels.get(number)) is not None:
-                        channel.frame(kind, payload)
-                else:
+                if channel is not None:
+                    channel.frame(kind, payload)
+                elif not number:
                     self._control(frames.read_method(payload))
+            if receiving is not None:
+                receiving.hand_over()
         except (ValueError, IndexError, struct.error) as error:
             self.fail(BrokerUnavailable(f"{self.where} does not speak AMQP 0-9-1 as it should: {error}"))
             return

@@ -5,13 +5,13 @@ The general codec of ``pamqp`` takes twice as long (13 µs against 7 µs for the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from struct import Struct
 from typing import Any, Final
 
 from umbel.errors import PublishRefused
 
-_U32: Final = Struct(">I")
+U32: Final = Struct(">I")
 _INT32: Final = Struct(">ci")
 _INT64: Final = Struct(">cq")
 _DOUBLE: Final = Struct(">cd")
@@ -35,7 +35,7 @@ def short_string(text: str) -> bytes:
 def write_table(table: Mapping[str, Any]) -> bytes:
     """Raises ``PublishRefused`` naming the header that RabbitMQ cannot carry."""
     parts: list[bytes] = []
-    add, pack = parts.append, _U32.pack
+    add, pack = parts.append, U32.pack
     for name, value in table.items():
         key = _written.get(name)
         if key is None:
@@ -95,7 +95,7 @@ def _write(value: Any) -> bytes:
 
 def read_table(data: bytes, at: int) -> tuple[dict[str, Any], int]:
     """The table that begins at ``at``, and where it ends. Raises ``ValueError`` where ``data`` is no table."""
-    (size,) = _U32.unpack_from(data, at)
+    (size,) = U32.unpack_from(data, at)
     at += 4
     end = at + size
     table: dict[str, Any] = {}
@@ -110,7 +110,7 @@ def read_table(data: bytes, at: int) -> tuple[dict[str, Any], int]:
                 _read[raw] = name
         kind = data[at]
         if kind == 83:  # S, by far the most frequent
-            (size,) = _U32.unpack_from(data, at + 1)
+            (size,) = U32.unpack_from(data, at + 1)
             first = at + 5
             at = first + size
             table[name] = _text(data[first:at])
@@ -122,6 +122,19 @@ def read_table(data: bytes, at: int) -> tuple[dict[str, Any], int]:
     if at != end:
         raise ValueError("a field table ends beyond its length")
     return table, at
+
+
+def walk_table(data: bytes, at: int) -> Iterator[tuple[str, int, int]]:
+    """Names of the table that begins at ``at``, each with where its value begins, type first, and where that ends."""
+    (size,) = U32.unpack_from(data, at)
+    at, last = at + 4, at + 4 + size
+    while at < last:
+        first = at + 1
+        at = first + data[at]
+        name = read_text(data[first:at])
+        _, end = _value(data, at)
+        yield name, at, end
+        at = end
 
 
 def read_text(data: bytes) -> str:
@@ -150,7 +163,7 @@ def _value(data: bytes, at: int) -> tuple[Any, int]:
         return read_table(data, at + 1)
     if kind not in b"SxA":
         raise ValueError(f"RabbitMQ has no field type {chr(kind)!r}")
-    (size,) = _U32.unpack_from(data, at + 1)
+    (size,) = U32.unpack_from(data, at + 1)
     first, end = at + 5, at + 5 + size
     if kind == 83:
         return _text(data[first:end]), end

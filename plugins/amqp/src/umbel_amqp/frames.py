@@ -26,7 +26,9 @@ CONTENT_BEARING: Final = frozenset((DELIVER, RETURN, GET_OK))
 _PUBLISH: Final = Struct(">HHH")
 _ACK: Final = Struct(">BHIHHQBB")
 _CONTENT: Final = Struct(">HHQ")
+_CONTENT_FRAME: Final = Struct(">BHIHHQ")
 _U64: Final = Struct(">Q")
+DELIVERY: Final = b"\x00\x3c\x00\x3c"
 
 M = TypeVar("M", bound=base.Frame)
 
@@ -110,6 +112,43 @@ def read_deliver(payload: bytes) -> tuple[str, int, bool, str, str]:
     exchange, at_key = _short(payload, at + 9)
     routing_key, _ = _short(payload, at_key)
     return consumer, tag, payload[at + 8] != 0, exchange, routing_key
+
+
+def read_whole_delivery(
+    data: bytes, at: int, end: int, channel: int
+) -> tuple[int, bytes, int, bool, bytes, bytes] | None:
+    """The delivery whose method frame begins at ``at`` and ends with the byte at ``end``: where it ends, its way, delivery tag,
+    whether it was delivered before, properties, body. None: some of it has not come yet, or it is not of the usual three frames.
+
+    The *way* is what `read_way` reads, the same for all that one consumer gets by one key.
+    """
+    first = end + 1
+    if first + 19 > len(data):
+        return None
+    kind, number, length, _, _, size = _CONTENT_FRAME.unpack_from(data, first)
+    body = first + 8 + length
+    last = body + 7 + size
+    if kind != HEADER or number != channel or last >= len(data):
+        return None
+    if FRAME.unpack_from(data, body) != (BODY, channel, size) or data[body - 1] != END_BYTE or data[last] != END_BYTE:
+        return None
+    tag_at = at + 12 + data[at + 11]
+    return (
+        last + 1,
+        data[at + 11 : tag_at] + data[tag_at + 9 : end],
+        _U64.unpack_from(data, tag_at)[0],
+        data[tag_at + 8] != 0,
+        data[first + 19 : body - 1],
+        data[body + 7 : last],
+    )
+
+
+def read_way(way: bytes) -> tuple[str, str, str]:
+    """Consumer tag, exchange, routing key."""
+    consumer, at = _short(way, 0)
+    exchange, at = _short(way, at)
+    routing_key, _ = _short(way, at)
+    return consumer, exchange, routing_key
 
 
 def read_get_ok(payload: bytes) -> tuple[int, bool, str, str]:

@@ -15,8 +15,10 @@ from umbel_amqp.channel import Channel
 class Tags:
     """The unacknowledged tags of one channel, in their order, and by which consumer they came."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, release: Callable[[], None] | None = None) -> None:
+        """``release`` is called when tags were settled and none is left."""
         self.channel = channel
+        self._release = release
         self.out: Counter[str] = Counter()
         """How many each consumer has out."""
         self._open: dict[int, str] = {}
@@ -26,9 +28,9 @@ class Tags:
     def __len__(self) -> int:
         return len(self._open)
 
-    def add(self, tag: int, consumer: str) -> None:
-        self._open[tag] = consumer
-        self.out[consumer] += 1
+    def add(self, tags: Sequence[int], consumer: str) -> None:
+        self._open.update(dict.fromkeys(tags, consumer))
+        self.out[consumer] += len(tags)
 
     def ack(self, tags: Sequence[int]) -> None:
         """One frame for all up to the highest below which nothing is left, one each for the rest. Raises if it is dead."""
@@ -48,6 +50,12 @@ class Tags:
         written += [frames.ack_frame(number, tag) for tag in tags if tag in done]
         self.channel.send(b"".join(written))
         self._forget(tags)
+        self.release()
+
+    def release(self) -> None:
+        """Say so, if none is left."""
+        if self._release is not None and not self._open:
+            self._release()
 
     def pause(self) -> None:
         """Let acknowledgements wait for ``resume``."""
@@ -59,17 +67,18 @@ class Tags:
             self.ack(later)
 
     def requeue(self, tags: Sequence[int]) -> None:
-        """Back to their places, which counts as a delivery. Raises if the channel is dead."""
+        """Back to their places, which counts as a delivery. Call ``release`` when they are there. Raises if it is dead."""
         self.channel.send(b"".join(frames.requeue_frame(self.channel.number, tag) for tag in tags))
         self._forget(tags)
 
     def _forget(self, tags: Sequence[int]) -> None:
-        for tag in tags:
-            if (consumer := self._open.pop(tag, None)) is not None:
-                self.out[consumer] -= 1
+        forget, out = self._open.pop, self.out
+        gone = Counter([consumer for tag in tags if (consumer := forget(tag, None)) is not None])
+        for consumer, number in gone.items():
+            out[consumer] -= number
 
 
-@define(eq=False, kw_only=True)
+@define(eq=False)
 class Hold:
     """The token of a delivery. Fenced by its channel: when that is dead, the message belongs to others."""
 
@@ -83,8 +92,6 @@ class Hold:
     """Since when the present tag is out, by the monotonic clock."""
     number: int
     """Of this delivery in its session."""
-    release: Callable[[], None]
-    """Tell the channel that this tag is settled."""
     marked: bool = False
     """Its start is recorded in the copy that is parked."""
     parked: bool = False

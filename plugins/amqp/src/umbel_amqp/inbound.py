@@ -78,24 +78,17 @@ class Inbound:
         return stream
 
     def hand_out(self, taken: Sequence[Taken]) -> list[Delivery]:
-        now = time.monotonic()
+        now, number, holds = time.monotonic(), self._numbers, self._holds
         batch: list[Delivery] = []
         for subscription, queue, raw in taken:
             received = read_message(raw, queue)
-            self._numbers += 1
-            hold = Hold(
-                message=received.message,
-                count=received.count,
-                starts=received.starts,
-                inexact=received.inexact,
-                tags=subscription.tags,
-                tag=raw[0],
-                since=now,
-                number=self._numbers,
-                release=subscription.release,
+            message, count, starts = received.message, received.count, received.starts
+            number += 1
+            hold = holds[number] = Hold(
+                message, count, starts, received.inexact, subscription.tags, raw[0], now, number
             )
-            self._holds[hold.number] = hold
-            batch.append(make_delivery(received.message, queue, hold, received.count, received.starts))
+            batch.append(make_delivery(message, queue, hold, count, starts))
+        self._numbers = number
         return batch
 
     async def _give_back(self, taken: Sequence[Taken]) -> None:
@@ -119,7 +112,7 @@ class Inbound:
         for subscription, tags in by_subscription.items():
             if subscription.channel.dead is None:
                 done(subscription.tags, tags)
-                subscription.release()
+                subscription.tags.release()
 
     def _retire(self, subscription: Subscription) -> None:
         """It hands out nothing more. Its channel is closed when all is settled that came by it, or parked, before long."""
@@ -149,18 +142,15 @@ class Inbound:
         for tags, numbers in by_channel.items():
             if tags.channel.dead is None:
                 tags.ack(numbers)
-        for hold in holds:
-            hold.release()
 
     async def put_back(self, holds: Sequence[Hold]) -> None:
-        """Back to their places, counted by the broker. They are there when this returns."""
+        """Back to their places, counted by the broker, which has them when this returns."""
         for hold in holds:
             self._holds.pop(hold.number, None)
             hold.tags.requeue([hold.tag])
-        for channel in {hold.tags.channel for hold in holds}:
-            await channel.call(Basic.Qos(0, 0, False))
-        for hold in holds:
-            hold.release()
+        for tags in {hold.tags for hold in holds}:
+            await tags.channel.call(Basic.Qos(0, 0, False))
+            tags.release()
 
     async def sure(self) -> None:
         """Raises ``BrokerUnavailable`` if the broker has given us up, say while this process was stopped."""
@@ -258,10 +248,14 @@ class Parking:
             await self._session.control.ask(*bindings)
             self._bound |= new
 
-    def _received(self, raw: Raw) -> None:
+    def _received(self, raws: Sequence[Raw]) -> None:
+        self._tags.add([raw[0] for raw in raws], "parking")
+        for raw in raws:
+            self._take_over(raw)
+
+    def _take_over(self, raw: Raw) -> None:
         """A copy is ours: from now on its tag stands for the delivery, and the one before is acknowledged."""
         tag = raw[0]
-        self._tags.add(tag, "parking")
         received = read_message(raw, self._queue)
         number = received.parked or 0
         if (arrival := self._awaited.pop(number, None)) is not None and not arrival.done():
@@ -270,11 +264,10 @@ class Parking:
         if hold is None or not hold.live:
             self._tags.ack([tag])
             return
-        before, old_tag, release = hold.tags, hold.tag, hold.release
+        before, old_tag = hold.tags, hold.tag
         hold.tags, hold.tag, hold.since = self._tags, tag, time.monotonic()
-        hold.parked, hold.release = True, _nothing
+        hold.parked = True
         before.ack([old_tag])
-        release()
 
     def _died(self, reason: Exception) -> None:
         """What was held by it belongs to others now; nothing may be published to a queue that nobody reads."""
@@ -290,7 +283,3 @@ class Parking:
 def _key(queue: str) -> str:
     """By which a message goes back to ``queue``. No queue of a user's is named like it."""
     return f"umbel:return:{queue}"
-
-
-def _nothing() -> None:
-    return

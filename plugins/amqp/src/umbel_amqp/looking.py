@@ -68,7 +68,9 @@ async def _borrowed(connection: Connection, queue: str, number: int) -> AsyncIte
         if borrowed.raws:
             write = frames.ack_frame if borrowed.replaced else frames.requeue_frame
             channel.send(write(channel.number, borrowed.raws[-1][0], multiple=True))
-            await channel.call(Basic.Qos(0, 0, False))  # once this is answered, they are back
+            await channel.call(
+                Basic.Qos(0, 0, False)
+            )  # answered: the broker has them; a quorum queue counts them a moment later
     finally:
         channel.close()
 

@@ -7,7 +7,6 @@ a producer has no such header.
 
 from __future__ import annotations
 
-import functools
 import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -16,7 +15,8 @@ from attrs import frozen
 
 from umbel.model import Message, by_position, make_message
 from umbel_amqp.channel import Raw
-from umbel_amqp.fields import read_table, read_text, short_string, write_table
+from umbel_amqp.fields import short_string, write_table
+from umbel_amqp.properties import read_properties
 
 META: Final = "umbel-amqp"
 
@@ -29,7 +29,6 @@ _TRACES: Final = (
 """What RabbitMQ adds on the way through our own queues."""
 
 _FLAGS: Final = struct.Struct(">H")
-_U64: Final = struct.Struct(">Q")
 
 _SHORT: Final = {"correlation_id": 0x0400, "reply_to": 0x0200, "message_id": 0x0080, "type": 0x0020, "app_id": 0x0008}
 """Properties that are text and that a sender may set. Not ``user_id``, which must be the connection's; nor ``expiration``: the
@@ -128,7 +127,7 @@ _make_received: Final = by_position(Received)
 def read_message(raw: Raw, queue: str) -> Received:
     """Raises ``ValueError`` where the properties are not AMQP's."""
     _, before, exchange, routing_key, data, body = raw
-    headers, fields = _read_properties(data)
+    headers, fields = read_properties(data)
     content_type = fields.pop("content_type", _DEFAULTS.content_type)
     content_encoding = fields.pop("content_encoding", _DEFAULTS.content_encoding)
     priority = fields.pop("priority", 0)
@@ -160,37 +159,3 @@ def read_message(raw: Raw, queue: str) -> Received:
 def _number(value: Any) -> Any:
     """Anybody may write headers: what is no number says nothing."""
     return value if type(value) in (int, float) else 0
-
-
-def _read_properties(data: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Headers, and the other properties that are set."""
-    headers: dict[str, Any] = {}
-    fields: dict[str, Any] = {}
-    at = 2
-    for name, kind in _layout(*_FLAGS.unpack_from(data)):
-        if kind == "text":
-            end = at + 1 + data[at]
-            fields[name] = read_text(data[at + 1 : end])
-            at = end
-        elif kind == "octet":
-            fields[name] = data[at]
-            at += 1
-        elif kind == "table":
-            headers, at = read_table(data, at)
-        else:
-            (fields[name],) = _U64.unpack_from(data, at)
-            at += 8
-    return headers, fields
-
-
-@functools.lru_cache(256)
-def _layout(flags: int) -> tuple[tuple[str, str], ...]:
-    """Names and kinds of the properties that ``flags`` announce, in their order."""
-    return tuple((name, _KINDS.get(name, "text")) for number, name in enumerate(_ORDER) if flags & (0x8000 >> number))
-
-
-_ORDER: Final = (
-    "content_type", "content_encoding", "headers", "delivery_mode", "priority", "correlation_id", "reply_to",
-    "expiration", "message_id", "timestamp", "type", "user_id", "app_id", "cluster_id",
-)  # fmt: skip
-_KINDS: Final = {"headers": "table", "delivery_mode": "octet", "priority": "octet", "timestamp": "time"}

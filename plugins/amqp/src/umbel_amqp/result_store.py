@@ -253,11 +253,12 @@ class _Listening:
         channel = await connection.channel()
         self = cls(connection, channel, queue)
 
-        def received(raw: Raw) -> None:
-            receive(raw)
+        def received(raws: Sequence[Raw]) -> None:
+            for raw in raws:
+                receive(raw)
             if not self._unacked:
                 asyncio.get_running_loop().call_soon(self._ack)
-            self._unacked = raw[0]
+            self._unacked = raws[-1][0]
 
         channel.consumers["replies"] = received
         channel.on_death.append(

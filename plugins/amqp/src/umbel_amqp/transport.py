@@ -156,10 +156,11 @@ class AmqpTransport(Transport, Broadcaster):
         session = self._in.live
         if session is None:
             return [False] * len(settlements)
-        try:
-            await self._bounded(session.sure())
-        except BrokerUnavailable:
-            return [False] * len(settlements)
+        if session.connection.silent:
+            try:
+                await self._bounded(session.sure())
+            except BrokerUnavailable:
+                return [False] * len(settlements)
         done: list[bool] = []
         acked: list[Hold] = []
         put_back: list[Hold] = []
@@ -167,7 +168,7 @@ class AmqpTransport(Transport, Broadcaster):
         items: list[Item] = []
         for settlement in settlements:
             hold: Hold = settlement.delivery.token
-            if not hold.live:
+            if hold.ended or hold.tags.channel.dead is not None:
                 done.append(False)
                 continue
             hold.ended = True
@@ -303,8 +304,8 @@ class AmqpTransport(Transport, Broadcaster):
         heard: deque[Raw] = deque(maxlen=_MOST_UNHEARD)
         news = asyncio.Event()
 
-        def receive(raw: Raw) -> None:
-            heard.append(raw)
+        def receive(raws: Sequence[Raw]) -> None:
+            heard.extend(raws)
             news.set()
 
         channel.consumers["topic"] = receive
