@@ -88,11 +88,11 @@ def freeze_a_worker(stage: Stage, chance: random.Random) -> Struck:
 
 
 def step_the_clock_back(stage: Stage, chance: random.Random) -> Struck:
-    """90 s, of one worker or of all, and forward again: leases that they gave meanwhile look as if they had ended."""
+    """By 90 s, of one worker or of all, and forward again: leases that they gave meanwhile look as if they had ended."""
     began = time.time()
     stepped = stage.keepers if chance.random() < 0.5 else [chance.choice(stage.keepers)]
     for keeper in stepped:
-        keeper.clock.write_text("-90")
+        keeper.clock.write_text(f"-{stage.step:g}")
     time.sleep(chance.uniform(0.5, 1.0))
     for keeper in stepped:
         keeper.clock.write_text("0")

@@ -40,19 +40,22 @@ def run(
     tasks: int,
     disasters: int,
     kinds: Sequence[str] = (),
-    without: Sequence[str] = (),
+    first: Sequence[str] = (),
+    step: float = 90.0,
     drain: float = DRAIN,
     rabbit: RabbitServer | None = None,
 ) -> Verdict:
-    """One run on one broker. The same seed draws the same load and the same disasters; their moments are the machine's."""
+    """One run on one broker. The same seed draws the same load and the same disasters; their moments are the machine's.
+
+    ``first``: disasters that are never left out, of those that there are. ``step``: of clocks, back, in seconds.
+    """
     chance = random.Random(f"{seed}:{broker}")
-    possible = [
-        one for one in DISASTERS[broker] if (not kinds or one.__name__ in kinds) and one.__name__ not in without
-    ]
+    possible = [one for one in DISASTERS[broker] if not kinds or one.__name__ in kinds]
     # Each once, as far as they go, then at random.
-    order = chance.sample(possible, min(disasters, len(possible)))
-    order += chance.choices(possible, k=disasters - len(order))
-    with staged(folder, broker, rabbit) as stage:
+    order = chance.sample(possible, len(possible))
+    order.sort(key=lambda one: one.__name__ not in first)
+    order = order[:disasters] + chance.choices(possible, k=max(0, disasters - len(order)))
+    with staged(folder, broker, rabbit, step=step) as stage:
         calls = mixed(chance, tasks, folder)
         stage.raise_curtain()
         stage.perform(calls, order, chance)

@@ -28,6 +28,9 @@ WORKERS = 2
 STARTING = 60.0
 _AT_ONCE = 50
 """Messages of one publish."""
+HEARTBEAT = 3.0
+"""Seconds after which RabbitMQ believes a silent worker dead. A busy machine misses one of 1 s: a fault that nobody has done,
+and that explains no second start."""
 
 
 class SqliteBroker(Broker):
@@ -100,6 +103,8 @@ class Stage:
     results: RedisServer
     through: Proxy | None
     lease: float
+    step: float
+    """Seconds by which clocks step back. So much later comes what a worker gives back meanwhile for want of its time."""
     keepers: list[Keeper] = field(factory=list)
     sent: list[Sent] = field(factory=list)
     perhaps: set[str] = field(factory=set)
@@ -208,7 +213,7 @@ class Stage:
 
 
 @contextmanager
-def staged(folder: Path, broker: str, rabbit: RabbitServer | None = None) -> Iterator[Stage]:
+def staged(folder: Path, broker: str, rabbit: RabbitServer | None = None, *, step: float = 90.0) -> Iterator[Stage]:
     """Servers and an application of their own in ``folder``, without workers; everything is ended afterwards."""
     with ExitStack() as stack:
         results = stack.enter_context(RedisServer(folder / "results"))
@@ -226,5 +231,7 @@ def staged(folder: Path, broker: str, rabbit: RabbitServer | None = None) -> Ite
         stack.callback(cluster.close)
         fleet = Fleet(cluster, made, results.url)
         settings = {**made.hasty, "worker__max_deliveries": 50, "worker__grace": 5, "broker__publish_timeout": 5.0}
+        if isinstance(made, RabbitBroker):
+            settings["broker__options__heartbeat"] = HEARTBEAT
         fleet.configure(**settings)
-        yield Stage(fleet, results, proxy, float(settings.get("broker__lease", 2.0)))
+        yield Stage(fleet, results, proxy, float(settings.get("broker__lease", HEARTBEAT)), step)

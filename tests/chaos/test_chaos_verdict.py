@@ -70,6 +70,18 @@ def test_a_second_start_needs_a_fault_that_struck_the_first(fault: Struck | None
     assert [again.after_end for again in verdict.again] == [False]
 
 
+@pytest.mark.parametrize(("attempts", "good"), [((2, 1), True), ((1, 2), False)])
+def test_what_a_frozen_worker_had_in_hand_it_starts_when_it_wakes_though_another_has_run_it(
+    attempts: tuple[int, int], good: bool
+) -> None:
+    lines = [line("start", 1.0), line("end", 1.1), line("start", 2.0, worker="w2", pid=9)]
+    lines[0]["attempt"], lines[2]["attempt"] = attempts
+    frozen = Struck(kind="freeze", began=0.6, ended=1.9, workers=frozenset(["w2"]))
+    assert judge(Evidence(sent=[A], lines=lines, states=DONE, faults=[frozen])).good is good
+    elsewhere = Struck(kind="freeze", began=0.6, ended=1.9, workers=frozenset(["w3"]))
+    assert not judge(Evidence(sent=[A], lines=lines, states=DONE, faults=[elsewhere])).good
+
+
 def test_a_retry_is_no_second_start_and_a_doubled_retry_is_explained_by_what_struck_before_it() -> None:
     lines = [line("start", 1.0), line("start", 2.0, retries=1, worker="w2"), line("start", 2.1, retries=1, worker="w2")]
     killed = Struck(kind="kill", began=1.1, ended=1.2, workers=frozenset(["w1"]))

@@ -6,19 +6,24 @@ import re
 import signal
 import sqlite3
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cluster import Cluster, until
 from servers.redis import RedisServer
 
 from umbel.errors import TaskRevoked
+from umbel.plugins import kinds
+from umbel.plugins.kinds import Kind
 from umbel_sqlite.messages import CLAIMABLE
 
 ROOT = Path(__file__).parents[2]
 MAP = ROOT / "docs/explanation/failure-map.md"
 ROW = re.compile(r"^\| F(\d+) \|.*\| (`.*`) \|$", re.MULTILINE)
+KINDS = [kind for kind in kinds.KINDS if kind.port]
 
 
 def test_every_class_of_failure_has_its_tests() -> None:
@@ -31,9 +36,14 @@ def test_every_class_of_failure_has_its_tests() -> None:
             assert f"def {test}(" in (ROOT / file).read_text() or not test, f"F{number}: there is no {named}"
 
 
+def test_every_class_of_failure_has_a_test_that_bears_its_number() -> None:
+    for number, tests in ROW.findall(MAP.read_text()):
+        assert re.search(rf"::test_(f\d\d_)*f{int(number):02}_", tests), f"F{number}: {tests}"
+
+
 def test_every_test_that_names_a_class_is_on_the_map() -> None:
     told = MAP.read_text()
-    for file in ROOT.glob("tests/*/test_*.py"):
+    for file in [*ROOT.glob("tests/*/test_*.py"), *ROOT.glob("plugins/*/tests/test_*.py")]:
         for name in re.findall(r"^def (test_f\d\d_\w+)\(", file.read_text(), re.MULTILINE):
             for number in re.findall(r"f(\d\d)_", name):
                 assert re.search(rf"^\| F{int(number)} \|", told, re.MULTILINE), name
@@ -81,6 +91,19 @@ def test_f12_a_revocation_that_was_not_heard_is_found(cluster: Cluster) -> None:
     running.cancel(grace=0)
     with pytest.raises(TaskRevoked):
         running.get(timeout=60)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=[kind.name for kind in KINDS])
+def test_f17_every_driver_passes_the_suite_of_its_port(kind: Kind[Any]) -> None:
+    """What one driver does not keep it does not declare: the suite looks at both, and no driver is without it."""
+    suite = re.compile(rf"^class \w+\({kind.name.title().replace('_', '')}Contract\):", re.MULTILINE)
+    drivers = 0
+    for project in [*ROOT.glob("plugins/*/pyproject.toml"), *ROOT.glob("contrib/*/pyproject.toml")]:
+        if offered := tomllib.loads(project.read_text())["project"].get("entry-points", {}).get(kind.group):
+            drivers += len(offered)
+            tests = [file.read_text() for file in project.parent.glob("tests/test_*.py")]
+            assert any(suite.search(text) for text in tests), f"{project.parent.name} offers {sorted(offered)}"
+    assert drivers
 
 
 @pytest.mark.parametrize("broker", ["sqlite", "redis"])

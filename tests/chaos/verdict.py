@@ -172,12 +172,15 @@ def _again(
     faults: Sequence[Struck],
 ) -> Again:
     """A fault explains it that struck one who had run it before: it may as well have doubled the message on its way back to
-    the queue, or to its retry. A fault of the broker may have done so since it was sent."""
+    the queue, or to its retry. A fault of the broker may have done so since it was sent, and so may one that struck a worker
+    which had it in hand all the time and starts it last, for it was handed out first."""
     earlier, later = pair
+    was_in_hand = later.get("attempt", 1) < earlier.get("attempt", 1)
     after_end = any(end["pid"] == earlier["pid"] and earlier["at"] <= end["at"] <= later["at"] for end in ends)
     because = ""
     for fault in faults:
-        since = [one.at] if fault.workers is None else [line["at"] for line in begun if fault.touches(line)]
+        always = fault.workers is None or (was_in_hand and fault.touches(later))
+        since = [one.at] if always else [line["at"] for line in begun if fault.touches(line)]
         if since and fault.began <= later["at"] and fault.ended >= min(since):
             because = fault.kind
             break

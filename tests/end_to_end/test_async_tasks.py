@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import Cluster, WorkerProcess, until
+from cluster import FULL, Cluster, WorkerProcess, until
 
 from umbel import Umbel
-from umbel.errors import SoftTimeLimitExceeded, TimeLimitExceeded
-
-FULL = os.environ.get("UMBEL_TEST_FULL") == "1"
+from umbel.errors import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLost
 
 TASKS = '''
 import asyncio, os, time
@@ -81,6 +78,12 @@ async def long(number):
     note(f"long {number}")
     await asyncio.sleep(0 if os.path.exists("go on") else 60)
     return number
+
+@app.task
+async def kill():
+    note("kill")
+    await asyncio.sleep(0.3)
+    os.kill(os.getpid(), 9)
 
 @app.task
 async def over():
@@ -168,6 +171,23 @@ def test_what_ran_beside_a_job_over_its_hard_limit_runs_again_uncounted(cluster:
         assert len(lines(notes)) == 10
         assert cluster.dead() == []
         worker.logged("5 jobs that ran beside another")
+    finally:
+        app.close()
+
+
+def test_what_always_runs_beside_a_task_that_kills_its_child_is_not_given_up(cluster: Cluster) -> None:
+    """F16: nobody can tell whose crash it was, so all count it. On their last start they have each a child of their own."""
+    app, _ = started(
+        cluster, "asyncio", 20, worker__pool_options__processes=1, worker__max_deliveries=2, broker__lease=60
+    )
+    try:
+        killer = app.send_task("naps.kill")
+        beside = [app.send_task("naps.nap", [1.0]) for _ in range(3)]
+        with pytest.raises(WorkerLost):
+            killer.get(timeout=60)
+        assert {result.get(timeout=60) > 0 for result in beside} == {True}
+        assert (cluster.folder / "notes").read_text().splitlines() == ["kill", "kill"]
+        assert [letter.id for letter in cluster.dead()] == [killer.id]
     finally:
         app.close()
 

@@ -138,7 +138,7 @@ def test_a_result_that_cannot_be_serialised_is_a_failure(shared: Cluster) -> Non
 # --- unknown tasks ------------------------------------------------------------------------------
 
 
-def test_an_unknown_task_waits_for_a_worker_that_knows_it(cluster: Cluster) -> None:
+def test_f20_an_unknown_task_waits_for_a_worker_that_knows_it(cluster: Cluster) -> None:
     """A rolling deploy: the newer release sends, an older worker gets it first."""
     cluster.worker("--name", "older")
     result = cluster.app.send_task("shop.newcomer")

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import Cluster, WorkerProcess
+from cluster import FULL, Cluster, WorkerProcess
 
 from umbel import Umbel
 from umbel.errors import TaskRevoked, TimeLimitExceeded
-
-FULL = os.environ.get("UMBEL_TEST_FULL") == "1"
 
 TASKS = '''
 import asyncio, os, socket, threading, time

@@ -28,6 +28,8 @@ class Broker(ABC):
     """Settings with which it is noticed as soon as may be: for many faults in little time."""
     resumes: ClassVar[float]
     """Seconds in which work goes on after the broker, or the way to it, is whole again."""
+    restarts: float
+    """Seconds that it may take to come back after a kill, and a worker with it."""
     url: str
 
     @property
@@ -66,6 +68,7 @@ class RedisBroker(Broker):
         "broker__options__connect_timeout": 1.0,
     }
     resumes: ClassVar[float] = 30.0
+    restarts: ClassVar[float] = 5.0  # type: ignore[misc]  # the same for each
 
     server: RedisServer
     url: str = field(init=False)
@@ -111,6 +114,7 @@ class RabbitBroker(Broker):
     resumes: ClassVar[float] = 45.0
 
     server: RabbitServer
+    restarts: float = 30.0
     url: str = field(init=False)
     _vhost: str = field(init=False)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,14 +19,17 @@ from servers.redis import RedisServer
 
 
 @pytest.fixture(scope="session")
-def rough_rabbitmq(tmp_path_factory: pytest.TempPathFactory, absent: Callable[[str], object]) -> Iterator[RabbitServer]:
-    """One RabbitMQ that the tests of this folder may kill, and leave dead: a start costs seconds."""
+def rough_rabbitmq(
+    tmp_path_factory: pytest.TempPathFactory, absent: Callable[[str], object]
+) -> Iterator[tuple[RabbitServer, float]]:
+    """One RabbitMQ that the tests of this folder may kill, and leave dead: a start costs seconds, which it comes with."""
     server = RabbitServer(tmp_path_factory.mktemp("rough"))
+    began = time.monotonic()
     try:
         server.start()
     except Missing as reason:
         absent(str(reason))
-    yield server
+    yield server, time.monotonic() - began
     server.kill()
 
 
@@ -36,10 +40,11 @@ def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
         make_redis: Callable[[], RedisServer] = request.getfixturevalue("make_redis")
         yield RedisBroker(make_redis())
         return
-    server: RabbitServer = request.getfixturevalue("rough_rabbitmq")
+    server: RabbitServer
+    server, starting = request.getfixturevalue("rough_rabbitmq")
     if not server.running:
         server.start()
-    made = RabbitBroker(server)
+    made = RabbitBroker(server, restarts=5.0 + 2.5 * starting)
     yield made
     if server.running:
         server.delete_vhost(made.url)

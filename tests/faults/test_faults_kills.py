@@ -9,8 +9,8 @@ import pytest
 from cluster import send, until
 from fleet import FULL, Fleet, ready
 
-TASKS = 20_000
-KILLS = 40 if FULL else 12
+TASKS, SECONDS = (20_000, 0.001) if FULL else (4_000, 0.004)
+KILLS = 40 if FULL else 6
 EVERY = 0.5
 DRAINED = 240.0
 """Seconds in which all is done after the last kill."""
@@ -24,7 +24,7 @@ def test_nothing_is_lost_when_a_worker_is_killed_every_half_second(fleet: Fleet)
     A worker that is not ready yet is left to become so: a fleet of which none ever runs does nothing, whatever it is.
     """
     fleet.configure(worker__max_deliveries=20, **fleet.broker.patient)
-    sent = [task.id for task in fleet.send_many("note", [(n, 0.001) for n in range(TASKS)])]
+    sent = [task.id for task in fleet.send_many("note", [(n, SECONDS) for n in range(TASKS)])]
     workers = [fleet.worker(wait=False) for _ in range(2)]
     killed, last = 0, time.monotonic()
     while killed < KILLS:

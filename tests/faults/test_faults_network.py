@@ -13,7 +13,7 @@ from cluster import WorkerProcess, until
 from fleet import FULL, Fleet, descriptors, rss
 from servers.proxy import CLIENT, SERVER, Proxy
 
-CYCLES = 100 if FULL else 14
+CYCLES = 100 if FULL else 7
 BLACK_HOLE = 5.0 if FULL else 1.5
 WORKERS = 2
 TASKS = 40

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import random
 import time
 
 import pytest
-from cluster import Cluster, WorkerProcess, until
-
-FULL = os.environ.get("UMBEL_TEST_FULL") == "1"
+from cluster import FULL, Cluster, WorkerProcess, until
 
 
+@pytest.mark.timeout(600 if FULL else 120)
 @pytest.mark.parametrize("fleet", ["redis"], indirect=True)
 def test_a_rate_of_the_fleet_is_kept_while_workers_are_killed(fleet: Cluster) -> None:
     """30/s: what a killed worker had taken is lost, and never counted twice."""
@@ -32,8 +30,9 @@ def test_a_rate_of_the_fleet_is_kept_while_workers_are_killed(fleet: Cluster) ->
         assert most <= 30 + 30 * seconds + 1, seconds
 
 
+@pytest.mark.timeout(600 if FULL else 120)
 @pytest.mark.parametrize("fleet", ["redis"], indirect=True)
-def test_a_limit_of_a_key_is_kept_while_workers_are_killed_and_no_slot_leaks(fleet: Cluster) -> None:
+def test_f09_a_limit_of_a_key_is_kept_while_workers_are_killed_and_no_slot_leaks(fleet: Cluster) -> None:
     limits = {"shop.note": {"concurrency_limit": 2, "concurrency_key": "{value}", "max_deliveries": 20}}
     fleet.configure(**fleet.where, tasks=limits, broker__lease=1.0, worker__concurrency=3)  # type: ignore[attr-defined]  # see conftest
     chance = random.Random(7)

@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable
 
 import pytest
-from cluster import Cluster, WorkerProcess, send
+from cluster import FULL, Cluster, WorkerProcess, send
 
-TASKS = 5_000
+TASKS = 5_000 if FULL else 3_500
 SENT_AT_ONCE = 500
 
 Kill = Callable[[WorkerProcess, random.Random], None]
@@ -68,7 +68,7 @@ def test_f03_f05_no_task_is_lost_when_processes_are_killed_at_random(
 
     finished = {line["id"] for line in cluster.ledger.ends()}
     print(f"{killed} kills, {len(cluster.ledger.starts())} starts, {len(cluster.ledger.ends())} ends")
-    assert killed >= 4
+    assert killed >= 3
     assert finished == set(sent)
     assert cluster.dead() == []
     records = cluster.app.gateway.get(sent)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from umbel.canvas.compose import chain, chord, group
     from umbel.canvas.results import GroupResult
     from umbel.canvas.signature import Signature
+    from umbel.canvas.stamping import StampingVisitor
     from umbel.markers import hookimpl, hookspec
     from umbel.result import AsyncResult
     from umbel.shared import shared_task
@@ -21,6 +22,7 @@ _LAZY = {
     "AsyncResult": "umbel.result",
     "GroupResult": "umbel.canvas.results",
     "Signature": "umbel.canvas.signature",
+    "StampingVisitor": "umbel.canvas.stamping",
     "chain": "umbel.canvas.compose",
     "chord": "umbel.canvas.compose",
     "group": "umbel.canvas.compose",
@@ -33,6 +35,7 @@ __all__ = [
     "AsyncResult",
     "GroupResult",
     "Signature",
+    "StampingVisitor",
     "Task",
     "Umbel",
     "chain",

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Unpack
 
 from umbel import limit_keys, protocol, unique
+from umbel.canvas.graph import REST, riding
 from umbel.canvas.signature import plain_signatures
 from umbel.errors import EncodeError, UmbelError
 from umbel.model import FINAL_STATES, Message, Result, State, TaskOptions
@@ -93,6 +94,8 @@ class Client:
         )
         if encoded.compression:
             headers["compression"] = encoded.compression
+        if embed.chain:
+            headers[REST] = riding(embed.chain)
         if options.concurrency_key or "key" in call:
             headers[limit_keys.HEADER] = limit_keys.of_call(self._app, task, args, kwargs, options, call.get("key"))
         priority = call.get("priority", options.priority) or 0
@@ -141,12 +144,16 @@ class Client:
         if self._before:
             self._before(messages=messages)
         await self._app.gateway.apublish(messages, self._deadline(timeout))
+        await self.note(messages)
+        self._sent(messages)
+
+    async def note(self, messages: Sequence[Message]) -> None:
+        """Store the records of what is sent, where tasks have one from their sending on; a fault is logged."""
         if self.tracks:
             try:
                 await self._app.gateway.aput(self.pending(messages))
             except UmbelError as exc:
                 _untold(messages, exc)
-        self._sent(messages)
 
     def put_state(self, request: Request, state: str, meta: Any) -> None:
         """Store a passing state of a running task."""

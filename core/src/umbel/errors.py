@@ -134,14 +134,21 @@ class DuplicateTask(TaskRevoked):
     """The call was not sent: another with the same unique key waits or runs. ``existing`` is that one's id."""
 
     def __init__(self, task_id: str, task: str, existing: str) -> None:
-        super().__init__(f"task {task}[{task_id}] was not sent: {existing} has the same unique key")
+        super().__init__(task_id, task, existing)  # what it is made of anew from its record
         self.task_id = task_id
         self.task = task
         self.existing = existing
 
+    def __str__(self) -> str:
+        return f"task {self.task}[{self.task_id}] was not sent: {self.existing} has the same unique key"
+
 
 class ChordError(UmbelError):
     """A call was not started, because a member of the group that it was to get the results of has failed."""
+
+
+class WorkflowBroken(UmbelError):
+    """A workflow cannot go on: it was not sent whole, or what was to start its next step was lost. The text says which."""
 
 
 class WorkerLost(UmbelError):

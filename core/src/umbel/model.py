@@ -187,13 +187,16 @@ class State(enum.StrEnum):
     """Never stored: there is no record, though one is kept from sending on (``[results] track = "submit"``)."""
     PENDING = "PENDING"
     RECEIVED = "RECEIVED"
+    """Never stored by Umbel: a worker tells of it by an event. Records of other programs may say it; before STARTED."""
     STARTED = "STARTED"
     SUCCESS = "SUCCESS"
     FAILURE = "FAILURE"
     RETRY = "RETRY"
     REVOKED = "REVOKED"
     REJECTED = "REJECTED"
+    """Never stored by Umbel, which stores FAILURE."""
     IGNORED = "IGNORED"
+    """Never stored by Umbel, which stores nothing; of a member of a workflow, REVOKED."""
 
 
 FINAL_STATES: Final = frozenset({"SUCCESS", "FAILURE", "REVOKED"})
@@ -265,6 +268,9 @@ class Job:
     """Seconds after which the pool kills the work (capability ``hard_limit``)."""
     soft_time_limit: float | None = None
     """Seconds after which the pool raises ``SoftTimeLimitExceeded`` in it (capability ``soft_limit``)."""
+    alone: bool = False
+    """It is its message's last start. A pool that runs many jobs in a child gives it one of its own, so that nobody is blamed
+    for another."""
 
 
 make_job: Final = by_position(Job)

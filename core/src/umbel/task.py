@@ -156,6 +156,16 @@ class Request:
         return self.invocation.headers
 
     @property
+    def stamps(self) -> Mapping[str, Any]:
+        """Headers that the whole workflow carries, or this task of it (``Canvas.stamp``)."""
+        return self.invocation.stamps
+
+    @property
+    def stamped_headers(self) -> Sequence[str]:
+        """Their names."""
+        return self.invocation.stamped_headers or ()
+
+    @property
     def group(self) -> str | None:
         return self.invocation.group
 
@@ -268,7 +278,7 @@ class Task(Generic[P, R]):
     ) -> AsyncResult[R]:
         """``delay`` with options of this one call (see ``CallOptions``)."""
         timeout = options.pop("timeout", None)
-        plan = self._plan(args, kwargs, options) if unique.wanted(self.options, options) else None
+        plan = self.unique_plan(args, kwargs, options) if unique.wanted(self.options, options) else None
         message = self.message(args, kwargs, **options)
         if plan is not None:
             return self._sent(unique.send(self.app, plan, message, timeout))
@@ -280,7 +290,7 @@ class Task(Generic[P, R]):
     ) -> AsyncResult[R]:
         """``apply_async`` for event loops."""
         timeout = options.pop("timeout", None)
-        plan = self._plan(args, kwargs, options) if unique.wanted(self.options, options) else None
+        plan = self.unique_plan(args, kwargs, options) if unique.wanted(self.options, options) else None
         message = self.message(args, kwargs, **options)
         if plan is not None:
             return self._sent(await unique.asend(self.app, plan, message, timeout))
@@ -329,9 +339,10 @@ class Task(Generic[P, R]):
             return unstructure(list(args), what), unstructure(dict(kwargs or {}), what)
         return args, kwargs or {}
 
-    def _plan(
+    def unique_plan(
         self, args: Sequence[Any], kwargs: Mapping[str, Any] | None, call: Mapping[str, Any]
     ) -> unique.Plan | None:
+        """``unique.plan`` of a call of this task."""
         args, kwargs = self._plain(args, kwargs)
         run = partial(self.run, None) if self.bind else self.run
         return unique.plan(self.name, args, kwargs, self.options, cast("dict[str, Any]", call), run)

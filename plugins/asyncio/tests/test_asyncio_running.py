@@ -7,7 +7,8 @@ import signal
 from collections import Counter
 
 import pytest
-from asyncio_harness import eventually, rig
+from asyncio_harness import rig
+from rigs import alive, eventually
 
 from umbel.errors import SettingsError
 from umbel.model import Ending
@@ -38,10 +39,10 @@ def test_slots_are_shared_out_among_the_processes() -> None:
         pool.shares(100_000)
 
 
-@pytest.mark.parametrize(("option", "value"), [("processes", 0), ("block_warning", 0.0)])
+@pytest.mark.parametrize(("option", "value"), [("processes", 0), ("block_warning", 0.0), ("loop_stall_limit", 0.0)])
 def test_options_that_make_no_sense_are_refused(option: str, value: float) -> None:
     with pytest.raises(ValueError, match=option):
-        CrowdOptions(**{option: value})  # type: ignore[arg-type]  # one of the two
+        CrowdOptions(**{option: value})  # type: ignore[arg-type]  # one of the three
 
 
 def test_a_pool_that_cannot_hold_its_slots_says_so_at_its_start() -> None:
@@ -204,6 +205,38 @@ def test_what_waits_in_a_blocked_child_runs_in_another() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("limit", [{}, {"time_limit": 60}], ids=["no limit", "a later limit"])
+def test_a_loop_that_is_blocked_for_too_long_ends_with_its_child_and_the_task_that_kept_it_is_to_blame(
+    limit: dict[str, float],
+) -> None:
+    async def main() -> None:
+        async with rig(20, block_warning=None, loop_stall_limit=0.5) as r:
+            assert await r.value("spin", 0.1) == "spun"
+            beside = [r.submit("nap", 60) for _ in range(3)]
+            await r.running(*beside)
+            end = await r.run("spin", 60, **limit)
+            assert (end.ending, end.detail) == (
+                Ending.TIMED_OUT,
+                "its child's loop did not come round for 0.5 s (loop_stall_limit)",
+            )
+            assert {end.ending for end in await r.all_ends(beside)} == {Ending.COLLATERAL}
+            assert (await r.run("block", 1.0)).ending is Ending.DONE  # in a thread: the loop goes round
+
+    asyncio.run(main())
+
+
+def test_a_loop_that_nobody_is_known_to_keep_takes_all_that_runs_along() -> None:
+    async def main() -> None:
+        async with rig(20, loop_stall_limit=0.5) as r:
+            beside = [r.submit("nap", 60) for _ in range(3)]
+            await r.running(*beside)
+            os.kill(r.pids[0], signal.SIGSTOP)
+            assert {end.ending for end in await r.all_ends(beside)} == {Ending.LOST}
+            assert (await r.run("nap", 0)).ending is Ending.DONE
+
+    asyncio.run(main())
+
+
 # --- ends of children ---------------------------------------------------------------------------
 
 
@@ -268,12 +301,64 @@ def test_a_process_that_a_coroutine_forks_does_not_go_on_as_the_child() -> None:
     asyncio.run(main())
 
 
-def alive(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+# --- jobs on their last start -------------------------------------------------------------------
+
+
+def test_a_job_on_its_last_start_has_a_child_of_its_own_and_neither_is_blamed_for_the_other() -> None:
+    async def main() -> None:
+        async with rig(5) as r:
+            (child,) = r.pids
+            beside = [r.submit("nap", 60) for _ in range(5)]  # no slot is free
+            await r.running(*beside)
+            end = await r.run("exit", 7, alone=True)
+            assert (end.ending, end.detail) == (Ending.LOST, "exit code 7")
+            assert not any(r.ends[job_id].done() for job_id in beside)
+
+            lonely = [r.submit("nap", 1.0, alone=True) for _ in range(2)]
+            await r.running(*lonely)
+            assert len({r.pool.running()[job_id].pid for job_id in lonely} | {child}) == 3
+            os.kill(child, signal.SIGKILL)
+            assert {end.ending for end in await r.all_ends(beside)} == {Ending.LOST}
+            assert {end.ending for end in await r.all_ends(lonely)} == {Ending.DONE}
+            await eventually(lambda: len(r.pids) == 1)  # nothing is left of them
+            assert await r.value("nap", 0) == r.pids[0]
+
+    asyncio.run(main())
+
+
+def test_where_each_child_runs_one_job_at_a_time_every_job_is_alone() -> None:
+    async def main() -> None:
+        async with rig(2, processes=2) as r:
+            before = r.pids
+            assert await r.value("nap", 0, alone=True) in before
+            assert r.pids == before
+
+    asyncio.run(main())
+
+
+def test_what_waits_for_a_child_of_its_own_is_recalled_cancelled_and_limited_as_all_that_waits() -> None:
+    async def main() -> None:
+        async with rig(5) as r:
+            recalled = r.submit("nap", 60, alone=True)
+            assert r.pool.free == 4
+            await r.pool.recall()
+            assert (await r.end(recalled)).ending is Ending.RETURNED
+            cancelled = r.submit("nap", 60, alone=True)
+            assert await r.pool.cancel(cancelled, force=False)
+            assert (await r.end(cancelled)).ending is Ending.RETURNED
+            limited = r.submit("nap", 60, alone=True)
+            assert r.pool.limit(limited, time_limit=0.2, soft_time_limit=None)
+            assert (await r.end(limited)).ending is Ending.TIMED_OUT
+            running = r.submit("nap", 60, alone=True)
+            await r.running(running)
+            assert await r.pool.cancel(running, force=True)
+            assert (await r.end(running)).ending is Ending.CANCELLED
+            await eventually(lambda: len(r.pids) == 1)
+            last = r.submit("nap", 60, alone=True)
+            await r.running(last)
+        assert (await r.ends[last]).ending is Ending.CANCELLED
+
+    asyncio.run(main())
 
 
 # --- recycling ----------------------------------------------------------------------------------

@@ -13,8 +13,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import prefork_harness
 import pytest
-from prefork_harness import HERE, alive, children_of, eventually, rig
+import rigs
+from prefork_harness import children_of, rig
+from rigs import alive, eventually
 
 from umbel.errors import UmbelError
 from umbel.model import Ending
@@ -349,7 +352,9 @@ asyncio.run(main())
 
 
 def test_nothing_outlives_a_killed_worker() -> None:
-    with subprocess.Popen([sys.executable, "-c", WORKER], cwd=HERE, stdout=subprocess.PIPE, text=True) as worker:
+    folders = os.pathsep.join(str(Path(module.__file__).parent) for module in (rigs, prefork_harness))
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [folders, os.environ.get("PYTHONPATH")]))}
+    with subprocess.Popen([sys.executable, "-c", WORKER], env=env, stdout=subprocess.PIPE, text=True) as worker:
         assert worker.stdout is not None
         pids = [int(pid) for pid in worker.stdout.readline().split()]
         assert len(pids) == 3

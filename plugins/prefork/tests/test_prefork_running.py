@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prefork_harness import alive, eventually, rig
+from prefork_harness import rig
+from rigs import alive, eventually
 
 from umbel.errors import UmbelError
 from umbel.model import Ending
@@ -305,7 +306,7 @@ def test_a_held_logging_lock_in_the_worker_does_not_hang_the_children() -> None:
         asyncio.run(main())
     finally:
         release.set()
-        thread.join()
+        thread.join(30)
 
 
 def test_a_program_that_a_killed_task_started_does_not_outlive_it(tmp_path: Path) -> None:

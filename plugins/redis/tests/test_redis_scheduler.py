@@ -10,7 +10,7 @@ import pytest
 from servers.proxy import Proxy
 from servers.redis import RedisServer
 
-from umbel.errors import EncodeError, ResultStoreUnavailable
+from umbel.errors import EncodeError, SchedulerUnavailable
 from umbel.model import ScheduleEntry, evolve
 from umbel_redis.options import RedisOptions
 from umbel_redis.scheduler import RedisScheduler
@@ -83,7 +83,7 @@ def test_a_silent_server_ends_calls_and_close_in_time(
         assert (await scheduler.lead("me", lease=60)).owner == "me"
         proxy.stall()
         begun = time.monotonic()
-        with pytest.raises(ResultStoreUnavailable, match="does not answer in time"):
+        with pytest.raises(SchedulerUnavailable, match="does not answer in time"):
             await scheduler.due(1e9)
         await scheduler.close()
         assert time.monotonic() - begun < 3

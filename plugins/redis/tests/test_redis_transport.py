@@ -336,7 +336,7 @@ async def take_nothing(transport: RedisTransport) -> None:
         assert await anext(stream) == []
 
 
-def test_an_unsafe_server_is_told_of_once(
+def test_f18_an_unsafe_server_is_told_of_once(
     make_redis: Callable[..., RedisServer], caplog: pytest.LogCaptureFixture
 ) -> None:
     server = make_redis("appendonly no", "maxmemory 50mb", "maxmemory-policy allkeys-lru", 'save ""')

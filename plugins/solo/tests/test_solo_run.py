@@ -9,7 +9,8 @@ import pytest
 
 from umbel.errors import SoftTimeLimitExceeded, TaskCancelled
 from umbel.model import Ending, Job
-from umbel_solo.run import Run, Window
+from umbel_children.run import Window
+from umbel_solo.run import Run
 
 INTERRUPTIONS = (SoftTimeLimitExceeded, TaskCancelled)
 _observe = object.__getattribute__

@@ -13,7 +13,8 @@ import pytest
 
 from umbel.errors import SoftTimeLimitExceeded, TaskCancelled
 from umbel.model import Ending, Job
-from umbel_children.slot import Run, Slot, Window
+from umbel_children.run import Window
+from umbel_children.slot import Run, Slot
 
 INTERRUPTIONS = (SoftTimeLimitExceeded, TaskCancelled)
 _observe = object.__getattribute__

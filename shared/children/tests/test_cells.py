@@ -66,7 +66,7 @@ def test_a_row_is_never_read_with_the_start_of_another_job(ends: tuple[Cell, Cel
             assert all(job == since for job, since in parent.rows().items())
     finally:
         stop.set()
-        writer.join()
+        writer.join(30)
 
 
 def test_of_a_job_that_is_taken_back_and_claimed_at_once_one_side_always_knows(ends: tuple[Cell, Cell]) -> None:
@@ -79,7 +79,7 @@ def test_of_a_job_that_is_taken_back_and_claimed_at_once_one_side_always_knows(e
 
     def claim() -> None:
         for job in range(1, rounds + 1):
-            barrier.wait()
+            barrier.wait(30)
             child.words[CURRENT] = job
             fence()
             if child.words[RECALL] < job:
@@ -88,9 +88,9 @@ def test_of_a_job_that_is_taken_back_and_claimed_at_once_one_side_always_knows(e
     other = threading.Thread(target=claim)
     other.start()
     for job in range(1, rounds + 1):
-        barrier.wait()
+        barrier.wait(30)
         told[job] = parent.recall(job)
-    other.join()
+    other.join(30)
     assert not [job for job in begun if told[job] < job]
 
 

@@ -436,7 +436,9 @@ class WorkflowSettings:
     """Groups, chords, and whatever else is joined."""
 
     expires: Seconds = setting(
-        604800.0, "Time without news after which a workflow is forgotten, be it over or not.", gt=0
+        604800.0,
+        "Time from its sending after which a workflow is forgotten, be it over or not; give more than any takes.",
+        gt=0,
     )
 
 

@@ -30,7 +30,8 @@ logger = logging.getLogger("umbel.worker")
 
 _UNKNOWN: Final = TaskOptions()
 _UNREAD: Final = TaskOptions(concurrency_limit=1)
-"""Of a message whose task only its body names (protocol 1), where any task has limits: it is read before anything else."""
+"""Of a message whose task only its body names (protocol 1), where any task has limits, or may be revoked: it is read before
+anything else."""
 _LAST_WORDS: Final = 1.0
 """Seconds that a stopping worker waits for what it has asked the fleet for."""
 
@@ -87,6 +88,8 @@ class Admission(Step):
         task = delivery.message.task
         if task in self._app.tasks:
             return self._app.tasks[task].options
+        if not task and self._worker.revocations.hidden(delivery.message):
+            return _UNREAD
         return _UNKNOWN if task else self._of_unread
 
     def refusal(self, held: Held) -> Outcome | None:

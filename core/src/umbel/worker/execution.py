@@ -14,9 +14,10 @@ from typing import Any
 from umbel import errors, protocol, unique
 from umbel import task as task_module
 from umbel.app import Umbel
+from umbel.canvas.graph import tasks_in
 from umbel.errors import DecodeError, EncodeError, Ignore, Reject, Replaced, Retry, TaskCancelled
 from umbel.finding import find_app
-from umbel.model import Message, Outcome, Result, State, Verdict, make_outcome
+from umbel.model import Message, Outcome, Result, State, Verdict, evolve, make_outcome
 from umbel.ports import interruption
 from umbel.ports.pool import Upcall
 from umbel.protocol import NO_EMBED, Invocation
@@ -39,6 +40,7 @@ Payload = tuple[str, tuple[Any, ...], str, int, str]
 _CONCLUSIONS: Mapping[str, tuple[Verdict, type[errors.UmbelError]]] = {
     Verdict.LOST.value: (Verdict.LOST, errors.WorkerLost),
     Verdict.TIMED_OUT.value: (Verdict.TIMED_OUT, errors.TimeLimitExceeded),
+    Verdict.REVOKED.value: (Verdict.REVOKED, errors.TaskRevoked),
 }
 
 
@@ -282,13 +284,10 @@ class TaskExecutor(Coroutines):
         except Exception:  # an errback may name a plugin that is not there; that must not hide why the task failed
             logger.exception("the errbacks of task %s[%s] cannot be sent", request.task.name, request.id)
             messages = []
-        for plain in request.invocation.embed.chain if state is State.FAILURE else ():
-            options = plain.get("options") or {}
-            if later := options.get("task_id"):
-                reply = {"reply_to": options.get("reply_to") or request.message.properties.get("reply_to")}
-                results += self._records.final(
-                    str(later), state, exc, headers={"task": plain["task"]}, properties=reply
-                )
+        for plain in tasks_in(request.invocation.embed.chain):
+            later, options = str(plain["options"]["task_id"]), plain["options"]
+            reply = {"reply_to": options.get("reply_to") or request.message.properties.get("reply_to")}
+            results += self._records.final(later, state, exc, headers={"task": plain["task"]}, properties=reply)
         return Outcome(
             verdict=verdict,
             task_id=request.id,
@@ -315,18 +314,21 @@ class TaskExecutor(Coroutines):
         cls: type[errors.UmbelError],
         detail: str,
     ) -> Outcome:
-        """Write the end of a task whose process was lost or killed; the task is not called."""
+        """Write the end of a task whose process was lost or killed, or that is revoked; the task is not called."""
         exc = cls(detail)
+        state = State.REVOKED if verdict is Verdict.REVOKED else State.FAILURE
         try:
             invocation = self._read(message)
         except DecodeError:
-            return self._records.ended(verdict, message, exc)
+            return self._records.ended(verdict, message, exc, state=state)
         try:
             task = self._find(invocation)
         except (DecodeError, errors.UnknownTask):
-            return self._records.ended(verdict, message, exc, invocation=invocation)
+            return self._records.ended(verdict, message, exc, state=state, invocation=invocation)
         request = Request(task=task, invocation=invocation, message=message, delivery_count=count)
-        outcome = self._finish(request, queue, verdict, State.FAILURE, exc)
+        outcome = self._finish(request, queue, verdict, state, exc)
+        if state is State.REVOKED:  # its chord hears of it; no errback does, as where nobody reads the body
+            return evolve(outcome, follow_ups=())
         self._handle(task, "on_failure", exc, request.id, request.args, request.kwargs, detail)
         return outcome
 

@@ -278,8 +278,7 @@ class Intake(Step):
             held.starts = settle.starts_so_far(held.delivery, marks) + 1
             if settle.exhausted(held.starts - 1, held.max_deliveries):
                 detail = f"its process was lost {held.starts - 1} times"
-                jobs = [settlement.conclusion(held, Verdict.LOST, detail)]
-                self._worker.pool.submit(jobs)
+                self._worker.pool.submit([settlement.conclusion(held, Verdict.LOST, detail)])
             else:
                 ready.append(held)
         await self._start(ready)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from umbel import protocol
+from umbel.canvas.graph import REST
 from umbel.errors import EncodeError
 from umbel.model import Message, Outcome, Result, State, Verdict, make_outcome, make_result
 
@@ -184,11 +185,17 @@ class Records:
         headers, properties = message.headers, message.properties
         ignored = bool(headers.get("ignore_result"))
         id, task = message.id or (invocation.id if invocation else ""), message.task
+        results = () if ignored else self.final(id, state, exc, headers=headers, properties=properties)
+        later = headers.get(REST)
+        for each in later if isinstance(later, list) else ():  # those of its chain that ride behind it end with it
+            results += self.final(
+                str(each), state, exc, headers={}, properties={"reply_to": properties.get("reply_to")}
+            )
         return Outcome(
             verdict=verdict,
             task_id=id,
             task=task or (invocation.task if invocation else ""),
-            results=() if ignored else self.final(id, state, exc, headers=headers, properties=properties),
+            results=results,
             detail=detail or str(exc),
         )
 

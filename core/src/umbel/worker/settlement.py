@@ -115,10 +115,11 @@ class SettlementStep(Step):
         if hard or soft:
             self._worker.tell_unkept_limits(message.task, hard, soft)
         payload = ("run", message.to_plain(), delivery.queue, delivery.count, "")
-        return make_job(held.job_id, message.task, payload, hard, soft)
+        alone = held.starts > 1 and held.starts >= held.max_deliveries
+        return make_job(held.job_id, message.task, payload, hard, soft, alone)
 
     def conclusion(self, held: Held, verdict: Verdict, detail: str) -> Job:
-        """The job that writes the end of a delivery whose process was lost or killed, without running it."""
+        """The job that writes the end of a delivery whose process was lost or killed, or that is revoked; nothing is called."""
         held.concluding = verdict
         message = held.delivery.message
         del self.held[held.job_id]  # ids are used once: the conclusion is a job of its own
@@ -185,15 +186,20 @@ class SettlementStep(Step):
         if completion.ending is Ending.COLLATERAL and held.settled:
             verdict = Verdict.LOST  # acknowledged early: it does not run again, and that is to be told
         detail = completion.detail
-        if held.concluding is not None and (
-            held.settled or verdict is not Verdict.RETURNED
-        ):  # it died too: no more of it
+        unread = (Verdict.RETURNED, Verdict.CANCELLED) if held.concluding is Verdict.REVOKED else (Verdict.RETURNED,)
+        if held.concluding is not None and (held.settled or verdict not in unread):  # it died too: no more of it
             verdict, held.starts = held.concluding, max(held.starts, held.max_deliveries)
-        elif verdict in (Verdict.CANCELLED, Verdict.RETURNED) and self._worker.revocations.covers(message):
+        elif (
+            held.concluding is None
+            and verdict in (Verdict.CANCELLED, Verdict.RETURNED)
+            and self._worker.revocations.covers(message)
+        ):
             started, revoked = verdict is Verdict.CANCELLED, self._worker.revocations
             self.end(held, revoked.ended(message) if started else revoked.refused(message))
             return
-        elif verdict is Verdict.TIMED_OUT and (limit := self.job(held).time_limit):
+        elif (
+            verdict is Verdict.TIMED_OUT and (limit := self.job(held).time_limit) and not 0 < completion.runtime < limit
+        ):
             detail = f"{limit:g}"
         outcome = Outcome(verdict=verdict, task_id=message.id, task=message.task, detail=detail)
         needs_word = held.concluding is None and settle.concludes(
@@ -207,10 +213,18 @@ class SettlementStep(Step):
         ):  # nobody is left to read the body: the failure itself is still stored
             exc = (errors.TimeLimitExceeded if verdict is Verdict.TIMED_OUT else errors.WorkerLost)(detail)
             outcome = self._worker.records.ended(verdict, message, exc, detail=detail)
+            if verdict is Verdict.REVOKED:
+                outcome = self._worker.revocations.refused(message)
         self.end(held, outcome)
 
     def end(self, held: Held, outcome: Outcome) -> None:
         """A delivery has come to its outcome; it is settled soon."""
+        if outcome.verdict is Verdict.REVOKED and self._app.chords is not None and held.concluding is None:
+            if not self._worker.stopping:  # somebody has to read whose chord is to hear of it
+                self._worker.pool.submit([self.conclusion(held, Verdict.REVOKED, outcome.detail)])
+                return
+            if not held.settled:
+                outcome = Outcome(verdict=Verdict.RETURNED, task_id=outcome.task_id, task=outcome.task)
         if held.settled and outcome.verdict is Verdict.RETURNED:  # acknowledged early, but never started: sent again
             message = held.delivery.message
             due = self._app.clock.time() + outcome.delay if outcome.delay else message.due

@@ -13,7 +13,7 @@ import itertools
 import logging
 import random
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
@@ -94,11 +94,7 @@ class Slots(Step):
 
     def stats(self) -> dict[str, int]:
         """How many slots this worker holds, by task."""
-        counts: dict[str, int] = {}
-        for slot in self.held.values():
-            task = slot.place.key[0]
-            counts[task] = counts.get(task, 0) + 1
-        return counts
+        return dict(Counter(slot.place.key[0] for slot in self.held.values()))
 
     # --- taking ---
 

@@ -53,7 +53,20 @@ class PoolStep(Step):
         self._carrying: asyncio.Task[None] | None = None
 
     async def start(self, worker: Worker) -> None:
-        await worker.pool.start(worker.pool_context())
+        """Look at the connection while the pool's processes import the application; raise what goes wrong first."""
+        starting = asyncio.ensure_future(worker.pool.start(worker.pool_context()))
+        checking = asyncio.ensure_future(worker.check_connection())
+        try:
+            await asyncio.wait([starting, checking], return_when=asyncio.FIRST_EXCEPTION)
+            for done in (part for part in (checking, starting) if part.done()):
+                done.result()
+        except BaseException:
+            checking.cancel()
+            starting.cancel()
+            await asyncio.wait([starting, checking])
+            if not starting.cancelled() and starting.exception() is None:
+                await worker.pool.stop(timeout=0)
+            raise
         self._carrying = asyncio.create_task(self._carry(worker), name="umbel-completions")
         worker.pool_started.set()
 
@@ -153,7 +166,7 @@ class Worker:
         """Asked in this order about every batch that is to start; empty costs nothing."""
         self.time_limits = TimeLimits(self)
         self.uniques = Uniques(self)
-        self.gates += [self.uniques, OneStart(self)]
+        self.gates += [OneStart(self), self.uniques]
         self.operations = Operations(self)
         self.revocations = Revocations(self)
         self.stopping = False
@@ -255,7 +268,6 @@ class Worker:
         )
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self.gateway.close_components)
-            await self._check_connection()
             for step in self.steps:
                 if not await self._start(step):
                     break
@@ -284,7 +296,7 @@ class Worker:
         starting.result()
         return True
 
-    async def _check_connection(self) -> None:
+    async def check_connection(self) -> None:
         """Answer a wrong address or password at once, instead of trying for ever."""
         await self.gateway.transport.depth(self.queues)
 

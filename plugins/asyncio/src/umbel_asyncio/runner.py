@@ -15,8 +15,9 @@ from umbel.ports.interruption import Interruptible
 from umbel.ports.pool import Executor
 from umbel_children.cells import STEP, THREADS, Cell
 from umbel_children.crowd import Crowd, End, Entry, how_it_ended
+from umbel_children.run import Window
 from umbel_children.runner import Nature
-from umbel_children.slot import Run, Slot, Window
+from umbel_children.slot import Run, Slot
 
 AGAIN: Final = 0.01
 """Seconds after which a thread that has not quite begun its job is asked again."""

@@ -1,7 +1,9 @@
 """Claims: leased, fenced keys.
 
-A claim is a hash that expires with its lease. The index of its shard holds the names by the end of their leases, and the
-counter of its shard, which never expires, gives the fences. All three lie in one slot. Time is the server's.
+A claim is a hash that expires with its lease. The index of its shard holds the names by the end of their leases, its list of
+names the same in the order of the alphabet, so that those with one prefix are found without reading the others. Both expire
+with the last lease in them. The counter of the shard, which never expires, gives the fences. All lie in one slot. Time is the
+server's.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from umbel_redis.keys import SHARDS, shard_of
 from umbel_redis.session import Command, Script, Session
 
 _CLAIM: Final = Script(
-    "-- KEYS: claim, index, counter. ARGV: name, owner, lease in ms, value (left out: as it is)\n"
+    "-- KEYS: claim, index, counter, names. ARGV: name, owner, lease in ms, value (left out: as it is)\n"
     + NOW
     + """
 local held = redis.call('HMGET', KEYS[1], 'owner', 'fence', 'until', 'value')
@@ -28,35 +30,49 @@ local value = ARGV[4] or held[4]
 local till = now + ARGV[3]
 redis.call('HSET', KEYS[1], 'owner', ARGV[2], 'fence', held[2], 'until', till, 'value', value)
 redis.call('PEXPIREAT', KEYS[1], till)
-redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
+for _, over in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, 100)) do
+  redis.call('ZREM', KEYS[2], over)
+  redis.call('ZREM', KEYS[4], over)
+end
 redis.call('ZADD', KEYS[2], till, ARGV[1])
+redis.call('ZADD', KEYS[4], 0, ARGV[1])
+local last = redis.call('ZRANGE', KEYS[2], -1, -1, 'WITHSCORES')[2]
+redis.call('PEXPIREAT', KEYS[2], last)
+redis.call('PEXPIREAT', KEYS[4], last)
 return {ARGV[2], held[2], till, value}
 """
 )
 
 _RELEASE: Final = Script("""
--- KEYS: claim, index. ARGV: name, owner, value (left out: any)
+-- KEYS: claim, index, names. ARGV: name, owner, value (left out: any)
 if redis.call('HGET', KEYS[1], 'owner') ~= ARGV[2] then return 0 end
 if ARGV[3] and redis.call('HGET', KEYS[1], 'value') ~= ARGV[3] then return 0 end
 redis.call('DEL', KEYS[1])
 redis.call('ZREM', KEYS[2], ARGV[1])
+redis.call('ZREM', KEYS[3], ARGV[1])
+local last = redis.call('ZRANGE', KEYS[2], -1, -1, 'WITHSCORES')[2]
+if last then
+  redis.call('PEXPIREAT', KEYS[2], last)
+  redis.call('PEXPIREAT', KEYS[3], last)
+end
 return 1
 """)
 
-_CLAIMS: Final = Script(
-    "-- KEYS: index. ARGV: what stands before the name in the key of a claim (in the index's slot), prefix of the names\n"
-    + NOW
-    + """
+_CLAIMS: Final = Script("""
+-- KEYS: names of each shard. ARGV: prefix of the names
 local found = {}
-for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. now, '+inf')) do
-  if string.sub(name, 1, #ARGV[2]) == ARGV[2] then
-    local held = redis.call('HMGET', ARGV[1] .. name, 'owner', 'fence', 'until', 'value')
+if redis.call('EXISTS', unpack(KEYS)) == 0 then return found end
+local first, last = '[' .. ARGV[1], '(' .. ARGV[1] .. '\\255'
+if ARGV[1] == '' then first, last = '-', '+' end
+for _, names in ipairs(KEYS) do
+  local claim = string.gsub(names, ':names$', ':held:')
+  for _, name in ipairs(redis.call('ZRANGEBYLEX', names, first, last)) do
+    local held = redis.call('HMGET', claim .. name, 'owner', 'fence', 'until', 'value')
     if held[1] then found[#found + 1] = {name, held} end
   end
 end
 return found
-"""
-)
+""")
 
 SCRIPTS: Final = (_CLAIM, _RELEASE, _CLAIMS)
 
@@ -76,8 +92,8 @@ class Claims:
         return bool(await self._session.call(release(self._base(shard_of(name)), name, owner, value)))
 
     async def claims(self, prefix: str) -> Sequence[Lease]:
-        bases = [self._base(shard) for shard in range(SHARDS)]
-        shards = await self._session.run([_CLAIMS.on([f"{base}:index"], f"{base}:held:", prefix) for base in bases])
+        names = [f"{self._base(shard)}:names" for shard in range(SHARDS)]
+        shards = await self._session.each(_CLAIMS, names, prefix)
         return sorted(
             (lease_of(name.decode(), held) for found in shards for name, held in found), key=lambda lease: lease.name
         )
@@ -88,13 +104,14 @@ class Claims:
 
 def claim(base: str, name: str, owner: str, *, lease: float, value: bytes | None = None) -> Command:
     """The command whose answer ``lease_of`` reads. ``base``: before the names of keys in one slot."""
-    keys = [claim_key(base, name), f"{base}:index", f"{base}:fence"]
+    keys = [claim_key(base, name), f"{base}:index", f"{base}:fence", f"{base}:names"]
     return _CLAIM.on(keys, name, owner, milliseconds(lease), *(() if value is None else (value,)))
 
 
 def release(base: str, name: str, owner: str, value: bytes | None = None) -> Command:
     """The command that gives up what ``claim`` took; answers 0 where ``owner`` does not hold it, or not with ``value``."""
-    return _RELEASE.on([claim_key(base, name), f"{base}:index"], name, owner, *(() if value is None else (value,)))
+    keys = [claim_key(base, name), f"{base}:index", f"{base}:names"]
+    return _RELEASE.on(keys, name, owner, *(() if value is None else (value,)))
 
 
 def claim_key(base: str, name: str) -> str:

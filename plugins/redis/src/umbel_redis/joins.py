@@ -53,15 +53,19 @@ return 1
 """)
 
 _UNFIRED: Final = Script(
-    "-- KEYS: index. ARGV: what stands before the name in the key of a state (in the index's slot), limit\n"
+    "-- KEYS: index of each shard. ARGV: limit\n"
+    "if redis.call('EXISTS', unpack(KEYS)) == 0 then return {} end\n"
     + NOW
     + """
 local names = {}
-for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[2])) do
-  if redis.call('EXISTS', ARGV[1] .. name) == 1 then
-    names[#names + 1] = name
-  else
-    redis.call('ZREM', KEYS[1], name)
+for _, index in ipairs(KEYS) do
+  local state = string.gsub(index, ':unfired$', ':state:')
+  for _, name in ipairs(redis.call('ZRANGEBYSCORE', index, '-inf', now, 'LIMIT', 0, ARGV[1])) do
+    if redis.call('EXISTS', state .. name) == 1 then
+      names[#names + 1] = name
+    else
+      redis.call('ZREM', index, name)
+    end
   end
 end
 return names
@@ -103,8 +107,8 @@ class Joins:
         return bool(await self._session.call(command))
 
     async def unfired(self, limit: int) -> Sequence[str]:
-        commands = [_UNFIRED.on([self._index(shard)], f"{self._base(shard)}:state:", limit) for shard in range(SHARDS)]
-        shards: list[list[bytes]] = await self._session.run(commands)
+        indexes = [self._index(shard) for shard in range(SHARDS)]
+        shards: list[list[bytes]] = await self._session.each(_UNFIRED, indexes, limit)
         return [name.decode() for names in shards for name in names][:limit]
 
     def _base(self, shard: int) -> str:

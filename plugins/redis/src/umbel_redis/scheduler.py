@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Final
 
 from umbel.capabilities import SchedulerCapabilities
-from umbel.errors import ResultStoreUnavailable
+from umbel.errors import SchedulerUnavailable
 from umbel.model import Lease, ScheduleEntry
 from umbel.ports.clock import Clock
 from umbel.ports.scheduler import Scheduler, definition_of, entry_of, runs_of
@@ -22,6 +22,7 @@ from umbel_redis.options import RedisOptions
 from umbel_redis.session import Script, Session
 
 _LEADER: Final = "leader"
+_NOBODY: Final = Lease(name=_LEADER, owner="", fence=0, until=0.0)
 _AT_ONCE: Final = 500
 """Entries in one command: the server does nothing else meanwhile."""
 
@@ -112,7 +113,7 @@ class RedisScheduler(Scheduler):
     def __init__(self, url: str, *, options: Any = None, clock: Clock | None = None) -> None:
         super().__init__(url, options=options, clock=clock)
         scripts = (_UPSERT, _MARK, _REMOVE, _READ, *claims.SCRIPTS)
-        self._session = Session(url, self.options, ResultStoreUnavailable, scripts)
+        self._session = Session(url, self.options, SchedulerUnavailable, scripts)
         self._base = f"{with_prefix(self.options.prefix)}{{umbel-schedule}}"
         self._keys = [f"{self._base}:{part}" for part in ("entries", "runs", "next", "due")]
         self._declared, self._revisions = f"{self._base}:declared", f"{self._base}:revisions"
@@ -120,9 +121,11 @@ class RedisScheduler(Scheduler):
         """Who was told here that he leads."""
 
     async def load(self, names: Sequence[str] | None = None, *, declared: bool = False) -> Sequence[ScheduleEntry]:
-        all_ = ("SMEMBERS", self._declared) if declared else ("HKEYS", self._keys[0])
-        found = [] if names is not None and not declared else [each.decode() for each in await self._session.call(all_)]
-        wanted = found if names is None else [n for n in dict.fromkeys(names) if not declared or n in set(found)]
+        if names is None or declared:
+            listing = ("SMEMBERS", self._declared) if declared else ("HKEYS", self._keys[0])
+            found = [each.decode() for each in await self._session.call(listing)]
+            names = found if names is None else list(set(names).intersection(found))
+        wanted = list(dict.fromkeys(names))
         parts = [wanted[at : at + _AT_ONCE] for at in range(0, len(wanted), _AT_ONCE)]
         answers = await self._session.run([_READ.on(self._keys, "names", *part) for part in parts]) if parts else []
         return [_entry(found) for answer in answers for found in answer]
@@ -155,6 +158,9 @@ class RedisScheduler(Scheduler):
         return bool(await self._session.call(_MARK.on([*self._keys, self._claim_key], fence, *cells)))
 
     async def lead(self, owner: str, *, lease: float) -> Lease:
+        if not lease:
+            await self._session.call(claims.release(self._base, _LEADER, owner))
+            return await self.leader() or _NOBODY
         answer = await self._session.call(claims.claim(self._base, _LEADER, owner, lease=lease))
         leader = claims.lease_of(_LEADER, answer)
         self._leads = owner if leader.owner == owner else None
@@ -172,7 +178,7 @@ class RedisScheduler(Scheduler):
         if owner is not None:
             try:
                 await self._session.call(claims.release(self._base, _LEADER, owner))
-            except ResultStoreUnavailable:
+            except SchedulerUnavailable:
                 pass  # what the lease is for
         await self._session.close()
 

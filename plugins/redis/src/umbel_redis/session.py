@@ -30,7 +30,7 @@ class Script:
         return sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
     def on(self, keys: Sequence[Value], *arguments: Value) -> Command:
-        """The call with these keys, which lie in one slot, and arguments."""
+        """The call with these keys, which in a cluster lie in one slot, and arguments."""
         return ("EVALSHA", self.digest, len(keys), *keys, *arguments)
 
 
@@ -90,6 +90,11 @@ class Session:
                 busy = f"all {self._options.connections} connections to {self.address} were busy for {self._options.timeout:g} s"
                 raise self._unavailable(f"{busy}: see the options connections and timeout") from error
             raise self.failed(client, error) from error
+
+    async def each(self, script: Script, keys: Sequence[Value], *arguments: Value) -> list[Any]:
+        """The answers of a script that looks at each of ``keys`` for itself: one for all, or in a cluster one for each."""
+        together = [[key] for key in keys] if self.clustered else [keys]
+        return await self.run([script.on(some, *arguments) for some in together])
 
     async def _send(self, client: Client, commands: Sequence[Command]) -> list[Any]:
         answers = await _exchange(client, commands)

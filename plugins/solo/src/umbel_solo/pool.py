@@ -21,7 +21,9 @@ from umbel.capabilities import PoolCapabilities
 from umbel.errors import NotSupported, SettingsError, SoftTimeLimitExceeded, TaskCancelled, UmbelError
 from umbel.model import Completion, Ending, Job
 from umbel.ports.pool import Executor, Pool, PoolContext, Running
-from umbel_solo.run import Run, Window
+from umbel_children.loading import load
+from umbel_children.run import Window
+from umbel_solo.run import Run
 
 logger = logging.getLogger(__name__)
 
@@ -92,42 +94,13 @@ class SoloPool(Pool):
                         f"main thread: set it to 1, or choose another [worker] pool"
                     ]
                 )
-            executor = await self._load(context)
+            executor = await load(self.name, context, self._upcall, self._on_loop)
         except BaseException:
             self._release()
             raise
         with self._work:
             self._executor = executor
             self._work.notify_all()
-
-    async def _load(self, context: PoolContext) -> Executor:
-        made: asyncio.Future[Executor] = self._loop.create_future()
-
-        def settle(executor: Executor | None, error: BaseException | None) -> None:
-            if made.done():
-                return
-            if executor is not None:
-                made.set_result(executor)
-                return
-            told = "it made no executor" if error is None else f"{type(error).__name__}: {error}"
-            problem = UmbelError(f"pool solo: the application did not load: {told}")
-            problem.__cause__ = error
-            made.set_exception(problem)
-
-        def make() -> None:
-            try:
-                executor = context.factory.make(self._upcall)
-            except BaseException as error:  # user code: it may even call sys.exit
-                self._on_loop(settle, None, error)
-            else:
-                self._on_loop(settle, executor, None)
-
-        threading.Thread(target=make, name="umbel-solo-load", daemon=True).start()
-        try:
-            async with asyncio.timeout(context.start_timeout):
-                return await made
-        except TimeoutError:
-            raise UmbelError(f"pool solo: the application did not load within {context.start_timeout:g} s") from None
 
     def run_main_thread(self) -> None:
         """See the port. Returns when ``stop`` has ended or ``start`` has failed; ``SIGUSR1`` is the pool's meanwhile.

@@ -17,7 +17,9 @@ from umbel.capabilities import PoolCapabilities
 from umbel.errors import SettingsError, SoftTimeLimitExceeded, TaskCancelled, UmbelError
 from umbel.model import Completion, Ending, Job
 from umbel.ports.pool import Executor, Pool, PoolContext, Running
-from umbel_children.slot import Run, Slot, Window, wait_interruptibly
+from umbel_children.loading import load
+from umbel_children.run import Window
+from umbel_children.slot import Run, Slot, wait_interruptibly
 
 logger = logging.getLogger(__name__)
 
@@ -78,37 +80,8 @@ class ThreadsPool(Pool):
         _check(context.concurrency)
         self._loop = asyncio.get_running_loop()
         self._context = context
-        self._executor = await self._load(context)
+        self._executor = await load(self.name, context, self._upcall, self._on_loop)
         await self.resize(context.concurrency)
-
-    async def _load(self, context: PoolContext) -> Executor:
-        made: asyncio.Future[Executor] = self._loop.create_future()
-
-        def settle(executor: Executor | None, error: BaseException | None) -> None:
-            if made.done():
-                return
-            if executor is not None:
-                made.set_result(executor)
-                return
-            told = "it made no executor" if error is None else f"{type(error).__name__}: {error}"
-            problem = UmbelError(f"pool threads: the application did not load: {told}")
-            problem.__cause__ = error
-            made.set_exception(problem)
-
-        def make() -> None:
-            try:
-                executor = context.factory.make(self._upcall)
-            except BaseException as error:  # user code: it may even call sys.exit
-                self._on_loop(settle, None, error)
-            else:
-                self._on_loop(settle, executor, None)
-
-        threading.Thread(target=make, name="umbel-threads-load", daemon=True).start()
-        try:
-            async with asyncio.timeout(context.start_timeout):
-                return await made
-        except TimeoutError:
-            raise UmbelError(f"pool threads: the application did not load within {context.start_timeout:g} s") from None
 
     def submit(self, jobs: Sequence[Job]) -> None:
         self._open.update(job.id for job in jobs)

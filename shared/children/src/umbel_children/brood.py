@@ -57,6 +57,8 @@ class Brood:
         self.shares: list[int] = []
         """How many jobs each child may run at once; so many children there are to be. One that runs several has a table."""
         self.children: dict[int, Child] = {}
+        self.lone = 0
+        """How many more children there are to be, each for a job that is to run alone."""
         self.failures = 0
         """Starts that failed since a child was last given a job."""
         self.server: ForkServer | None = None
@@ -82,7 +84,12 @@ class Brood:
 
     def filling(self) -> list[Child]:
         """The children that fill a slot, now or soon."""
-        return [c for c in self.children.values() if c.state in (State.STARTING, State.READY)]
+        return [c for c in self.children.values() if c.state in (State.STARTING, State.READY) and not c.lone]
+
+    def waiting(self) -> list[Child]:
+        """The lone ones that have had no job, or will have one soon."""
+        free = (State.STARTING, State.READY)
+        return [c for c in self.children.values() if c.lone and c.state in free and not c.out and not c.finished]
 
     def fill(self) -> None:
         """Make the children that are missing."""
@@ -90,9 +97,12 @@ class Brood:
         if server is None or not server.ready or self._closing or time.monotonic() < self._start_again_at:
             return
         asked = sum([not child.pid for child in self.children.values()])
-        for share in self._missing()[: SPAWNS - asked]:
+        missing = [(share, False) for share in self._missing()]
+        if self.lone:
+            missing += [(1, True)] * (self.lone - len(self.waiting()))
+        for share, lone in missing[: SPAWNS - asked]:
             try:
-                self._spawn(server, share)
+                self._spawn(server, share, lone)
             except OSError as error:
                 self._on_start_failure(f"the worker cannot make a socket and shared memory for it: {error}")
                 return
@@ -159,13 +169,13 @@ class Brood:
 
     # --- children -------------------------------------------------------------------------------
 
-    def _spawn(self, server: ForkServer, slots: int) -> None:
+    def _spawn(self, server: ForkServer, slots: int, lone: bool) -> None:
         self._numbers += 1
         with shared_cell(self.nature.rows) as (fd, cell):
             ours, theirs = socket.socketpair()
             with theirs:
                 kind = Many if self.nature.rows > 1 else Child
-                child = kind(number=self._numbers, server=server, cell=cell, slots=slots)
+                child = kind(number=self._numbers, server=server, cell=cell, slots=slots, lone=lone)
                 child.channel = Channel(ours, partial(self._on_child_frames, child), partial(self._on_child_end, child))
                 self.children[child.number] = child
                 self._expect(child, State.STARTING, self.context.start_timeout)

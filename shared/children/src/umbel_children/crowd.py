@@ -30,7 +30,7 @@ from umbel.model import Ending
 from umbel.ports.interruption import unwrapped
 from umbel.ports.pool import Executor, ExecutorFactory, Upcall
 from umbel_children import channel, errors
-from umbel_children.cells import BEAT, CURRENT, KEEP, KEPT, RECALL, REQUEST, ROWS, STEP, Cell, fence
+from umbel_children.cells import BEAT, CURRENT, RECALL, REQUEST, ROWS, STEP, Cell, fence
 from umbel_children.runner import Nature, Runner, leave, refuse_fork, resident_bytes
 from umbel_children.slot import wait_interruptibly
 
@@ -95,7 +95,6 @@ class Crowd(Runner):
         self._running = 0
         self._full = False
         self._measured = 0.0
-        self._writing = threading.Lock()
         self._flushing = False
         self._beating = False
         self._pumping = False
@@ -194,25 +193,9 @@ class Crowd(Runner):
         """The job has ended. From any thread; on the hub ``left`` must follow."""
         if self._twin:
             leave(0)
-        payload, other = end
-        runtime = 0.0 if other == RETURNED else time.monotonic() - entry.since
-        try:
-            data = channel.encode((channel.ENDED, entry.sequence, runtime, payload, other))
-        except ValueError as error:
-            other = Ending.LOST.value, f"the executor returned something that is not plain data: {error}"
-            data = channel.encode((channel.ENDED, entry.sequence, runtime, None, other))
         # Kept before its row is free: a job that died in between counts as running, and none is ever both.
-        with self._writing:
-            words, size = self._cell.words, len(data)
-            if words[KEPT] + size > KEEP:
-                self._flush_locked()
-            if size > KEEP:
-                self._send_locked(data)
-            else:
-                used = words[KEPT]
-                self._cell.kept[used : used + size] = data
-                words[KEPT] = used + size
-            self._cell.jobs[2 * entry.row] = 0
+        self._keep(entry.sequence, 0.0 if end[1] == RETURNED else time.monotonic() - entry.since, *end)
+        self._cell.jobs[2 * entry.row] = 0
 
     def left(self, entry: Entry) -> None:
         """A job has ended: its slot is free. On the hub."""
@@ -230,7 +213,7 @@ class Crowd(Runner):
         self._free_rows.append(entry.row)
         if not self._flushing:
             self._flushing = True
-            self.soon(self._flush)
+            self.soon(self._flush_soon)
 
     # --- the socket -----------------------------------------------------------------------------
 
@@ -281,26 +264,9 @@ class Crowd(Runner):
             entry.asked = want
             self.interrupt(entry, _ASKED[want])
 
-    def _send(self, frame: tuple[Any, ...]) -> None:
-        data = channel.encode(frame)
-        with self._writing:
-            self._send_locked(data)
-
-    def _send_locked(self, data: bytes | memoryview) -> None:
-        try:
-            self._sock.sendall(data)
-        except ConnectionError:
-            leave(1)  # the parent is gone, and with it everybody who could use the rest
-
-    def _flush(self) -> None:
+    def _flush_soon(self) -> None:
         self._flushing = False
-        with self._writing:
-            self._flush_locked()
-
-    def _flush_locked(self) -> None:
-        # If this process dies between the two lines, the parent has the frames twice, and takes each job's end once.
-        self._send_locked(self._cell.kept[: self._cell.words[KEPT]])
-        self._cell.words[KEPT] = 0
+        self._flush()
 
     # --- a hub that does not come round ---------------------------------------------------------
 
@@ -315,12 +281,7 @@ class Crowd(Runner):
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         """The parent says: look at your cell. Runs between two bytecodes of the main thread."""
-        # Whoever holds the lock may be this thread, below: the parent asks again at its next tick.
-        if self._cell.words[KEPT] and self._writing.acquire(blocking=False):
-            try:
-                self._flush_locked()
-            finally:
-                self._writing.release()
+        self._flush_if_free()
         request = self._cell.words[REQUEST]
         sequence, want = request >> 1, 1 + (request & 1)
         entry = self._entries.get(sequence)

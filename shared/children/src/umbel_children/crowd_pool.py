@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import time
+from collections import deque
 from collections.abc import Sequence
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
-from attrs import field, frozen
+from attrs import Attribute, evolve, field, frozen
 
 from umbel.errors import SettingsError
+from umbel.model import Ending, Job
 from umbel_children.cells import BEAT, STEP
 from umbel_children.pool import ChildrenPool
-from umbel_children.records import Child, Many
+from umbel_children.records import Child, Many, State
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +34,9 @@ class CrowdOptions:
     block_warning: float | None = field(default=1.0)
     """Seconds after which a child that does not come round, because one job computes or blocks, is logged with its stack.
     None: never."""
+    loop_stall_limit: float | None = field(default=None)
+    """Seconds after which a child that does not come round is killed: the task that keeps it ends as by a hard time limit of
+    its own, what waits beside it runs again. None: never, it is only logged."""
 
     @processes.validator
     def _check_processes(self, attribute: object, value: int | None) -> None:
@@ -38,9 +44,10 @@ class CrowdOptions:
             raise ValueError(f"processes is {value}: a pool needs 1 process at least")
 
     @block_warning.validator
-    def _check_block_warning(self, attribute: object, value: float | None) -> None:
+    @loop_stall_limit.validator
+    def _check_seconds(self, attribute: Attribute[float | None], value: float | None) -> None:
         if value is not None and value <= 0:
-            raise ValueError(f"block_warning is {value:g}: it is a number of seconds above 0, or absent for no warning")
+            raise ValueError(f"{attribute.name} is {value:g}: it is a number of seconds above 0, or absent for none")
 
 
 class CrowdPool(ChildrenPool):
@@ -48,6 +55,13 @@ class CrowdPool(ChildrenPool):
 
     rows: ClassVar[int] = 1 << 14
     Options: ClassVar[type] = CrowdOptions
+
+    def __init__(self, *, options: Any = None) -> None:
+        super().__init__(options=options)
+        self._apart: deque[Job] = deque()
+        """Jobs that wait for children of their own."""
+        self._serves = False
+        """Whether there are such jobs, or such children."""
 
     def shares(self, concurrency: int) -> Sequence[int]:
         """See ``ChildrenPool``: as even as can be. Raises ``SettingsError`` for more than a child can hold."""
@@ -64,16 +78,82 @@ class CrowdPool(ChildrenPool):
             )
         return shares
 
+    # --- jobs that run alone --------------------------------------------------------------------
+
+    def not_apart(self, jobs: Sequence[Job]) -> Sequence[Job]:
+        """See ``ChildrenPool``. Where each child runs a job at a time, every job is alone."""
+        if not any(job.alone for job in jobs) or max(self._brood.shares, default=1) == 1:
+            return jobs
+        self._apart.extend(job for job in jobs if job.alone)
+        self._serves = True
+        return [job for job in jobs if not job.alone]
+
+    def _hand_out(self) -> None:
+        if self._serves:
+            self._serve_apart()
+        super()._hand_out()
+
+    def _serve_apart(self) -> None:
+        """Give each job that is to run alone a child of its own, beside those that fill the slots; let used ones go."""
+        if self._stopping:
+            self._return_apart()
+        now = time.monotonic()
+        for child in [c for c in self._brood.children.values() if c.lone and c.state is State.READY and not c.out]:
+            if self._apart and not child.finished:
+                if child.stuck(now):
+                    continue  # what was given to it was taken back; it gets it again when it comes round
+                self._hand(child, [self._apart.popleft()])
+                self._brood.watch()
+            if not child.out:
+                self._brood.release(child)
+        self._brood.lone = len(self._apart)
+        self._brood.fill()
+        self._serves = bool(self._apart) or any(c.lone for c in self._brood.children.values())
+
+    def _return_apart(self) -> None:
+        while self._apart:
+            self._end(self._apart.popleft(), Ending.RETURNED)
+
+    @property
+    def free(self) -> int:
+        return super().free - len(self._apart)
+
+    async def recall(self) -> None:
+        await super().recall()
+        self._return_apart()
+        self._hand_out()
+
+    async def cancel(self, job_id: int, *, force: bool) -> bool:
+        if job := next((job for job in self._apart if job.id == job_id), None):
+            self._apart.remove(job)
+            self._end(job, Ending.RETURNED)
+            self._hand_out()
+            return True
+        return await super().cancel(job_id, force=force)
+
+    def limit(self, job_id: int, *, time_limit: float | None, soft_time_limit: float | None) -> bool:
+        for place, job in enumerate(self._apart):
+            if job.id == job_id:
+                self._apart[place] = evolve(job, time_limit=time_limit, soft_time_limit=soft_time_limit)
+                return True
+        return super().limit(job_id, time_limit=time_limit, soft_time_limit=soft_time_limit)
+
+    # --- loops that do not come round -----------------------------------------------------------
+
     def look_into(self, child: Child, now: float) -> bool:
-        """Log a loop that does not come round, once for each time, with the stack of its thread."""
+        """Log a loop that does not come round, once for each time, with the stack of its thread; kill it at its limit."""
         warning = self.options.block_warning
         if not isinstance(child, Many):
             return False
         if child.asked:
             child.insist()
-        if warning is None:
-            return bool(child.asked)
         beat = child.cell.times[BEAT]
+        limit = self.options.loop_stall_limit
+        if limit is not None and now - beat >= limit:
+            self._end_stalled(child, limit)
+            return True
+        if warning is None:
+            return limit is not None or bool(child.asked)
         if child.blocked and beat != child.blocked:
             if child.warned:
                 log.warning("pool %s: child %d goes on, after %.1f s", self.name, child.pid, beat - child.blocked)
@@ -90,6 +170,13 @@ class CrowdPool(ChildrenPool):
                 child.warned = True
                 self._warn(child, now - beat, stack)
         return True
+
+    def _end_stalled(self, child: Many, limit: float) -> None:
+        """The job whose step it is is to blame; where nobody can tell, all that ran."""
+        step = child.cell.words[STEP]
+        blamed = step if step in child.out else 0
+        ending = Ending.TIMED_OUT if blamed else Ending.LOST
+        self._kill(child, blamed, ending, f"its child's loop did not come round for {limit:g} s (loop_stall_limit)")
 
     def _warn(self, child: Many, seconds: float, stack: str) -> None:
         job = child.out.get(child.cell.words[STEP])

@@ -7,11 +7,11 @@ from typing import Final
 
 BATCH_SECONDS: Final = 0.01
 """Predicted work that one child may hold. A longer job travels alone."""
-BATCH_JOBS: Final = 128
+BATCH_JOBS: Final = 512
 """Twice what a child reports at once, so that it has work while the next come."""
 RESERVE_SECONDS: Final = 0.03
 """Predicted work that waits at hand for each slot, so that it does not idle while the worker fetches more."""
-RESERVE_JOBS: Final = 256
+RESERVE_JOBS: Final = 512
 _MOST_TASKS: Final = 4096
 
 

@@ -16,7 +16,7 @@ from umbel.capabilities import PoolCapabilities
 from umbel.errors import NotSupported
 from umbel.model import Completion, Ending, Job, make_completion
 from umbel.ports.pool import Pool, PoolContext, Running
-from umbel_children import channel, errors
+from umbel_children import channel
 from umbel_children.brood import EXIT_SECONDS, TICK, Brood
 from umbel_children.cells import KEPT
 from umbel_children.channel import Frame, encode
@@ -67,6 +67,10 @@ class ChildrenPool(Pool):
         """Called at each look, about every 20 ms, at a child that runs jobs; whether to look again without other reason."""
         return False
 
+    def not_apart(self, jobs: Sequence[Job]) -> Sequence[Job]:
+        """Those of ``jobs`` that any child may take. A child of one job runs it alone as it is."""
+        return jobs
+
     # --- the port -------------------------------------------------------------------------------
 
     async def start(self, context: PoolContext) -> None:
@@ -88,7 +92,7 @@ class ChildrenPool(Pool):
             raise
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        self._pending.extend(jobs)
+        self._pending.extend(self.not_apart(jobs))
         self._hand_out()
 
     @property
@@ -251,6 +255,9 @@ class ChildrenPool(Pool):
                 if work > BATCH_SECONDS * child.slots:
                     break
                 batch.append(pending.popleft())
+        self._hand(child, batch)
+
+    def _hand(self, child: Child, batch: list[Job]) -> None:
         try:
             data = encode((channel.JOBS, child.handed + 1, [job.payload for job in batch]))
         except ValueError:
@@ -270,7 +277,7 @@ class ChildrenPool(Pool):
 
     def _put_back(self, child: Child) -> None:
         """Take back what the child has not started, for other slots."""
-        self._pending.extendleft(reversed(child.take_back()))
+        self._pending.extendleft(reversed(self.not_apart(child.take_back())))
 
     def _end(
         self, job: Job, ending: Ending, detail: str = "", runtime: float = 0.0, payload: tuple[Any, ...] | None = None
@@ -286,7 +293,7 @@ class ChildrenPool(Pool):
             if kind == channel.ENDED:
                 self._on_ended(child, *frame[1:])
             elif kind == channel.UPCALL:
-                task = asyncio.create_task(self._answer(child, *frame[1:]))
+                task = asyncio.create_task(child.answer(self._brood.context.upcall, *frame[1:]))
                 child.upcalls.add(task)
                 task.add_done_callback(child.upcalls.discard)
             elif kind == channel.READY:
@@ -322,7 +329,7 @@ class ChildrenPool(Pool):
             self._estimates.learn(job.task, runtime)
             self._end(job, Ending.DONE, runtime=runtime, payload=payload)
         elif other[0] == Ending.RETURNED.value and child.wanted(sequence):
-            self._pending.appendleft(job)
+            self._pending.extendleft(self.not_apart([job]))
         else:
             ending = Ending(other[0])
             child.finished += ending is not Ending.RETURNED
@@ -334,13 +341,6 @@ class ChildrenPool(Pool):
                 self._estimates.forget(job.task)
             self._end(job, ending, detail, runtime)
         self._hand_out()
-
-    async def _answer(self, child: Child, call: int, verb: str, payload: Any) -> None:
-        try:
-            reply = encode((channel.REPLY, call, True, await self._brood.context.upcall(verb, payload)))
-        except Exception as error:
-            reply = encode((channel.REPLY, call, False, errors.to_plain(error)))
-        child.channel.send(reply)
 
     # --- limits ---------------------------------------------------------------------------------
 

@@ -7,13 +7,13 @@ import enum
 import logging
 import signal
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 from attrs import define, field
 
 from umbel.model import Ending, Job
-from umbel_children import channel
+from umbel_children import channel, errors
 from umbel_children.cells import BEAT, CURRENT, DONE, RECALL, REQUEST, STARTED, STEP, THREADS, Cell
 from umbel_children.channel import Channel, encode
 
@@ -51,6 +51,8 @@ class Child:
     cell: Cell
     slots: int = 1
     """How many jobs it may run at once."""
+    lone: bool = False
+    """It fills no slot: it is for one job, which runs alone in it."""
     channel: Channel = field(init=False)
     state: State = State.STARTING
     deadline: float | None = None
@@ -145,6 +147,14 @@ class Child:
         ]
         self.out = {}
         return fates
+
+    async def answer(self, upcall: Callable[[str, Any], Awaitable[Any]], call: int, verb: str, payload: Any) -> None:
+        """Have one of its upcalls answered, and send it the answer."""
+        try:
+            reply = encode((channel.REPLY, call, True, await upcall(verb, payload)))
+        except Exception as error:
+            reply = encode((channel.REPLY, call, False, errors.to_plain(error)))
+        self.channel.send(reply)
 
     def close(self) -> None:
         """Free what it holds in this process."""

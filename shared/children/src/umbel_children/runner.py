@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import threading
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -13,9 +14,10 @@ from typing import Any, ClassVar, NoReturn
 from attrs import frozen
 
 from umbel.errors import UmbelError
+from umbel.model import Ending
 from umbel.ports.pool import ExecutorFactory, Upcall
 from umbel_children import channel
-from umbel_children.cells import Cell
+from umbel_children.cells import KEEP, KEPT, Cell
 
 
 @frozen(kw_only=True)
@@ -60,6 +62,8 @@ class Runner(ABC):
         self._twin = False
         """Whether this is a process that a job has forked. Where the job's code returns in it, nothing is left to do."""
         os.register_at_fork(after_in_child=self._forked)
+        self._writing = threading.Lock()
+        """Held by the thread that writes into the socket, or into what the cell keeps for it."""
         self._sock = sock
         self._cell = cell
         self._nature = nature
@@ -87,6 +91,56 @@ class Runner(ABC):
         except BaseException:
             self._fail(traceback.format_exc())
         return executor
+
+    # --- frames to the parent -------------------------------------------------------------------
+
+    def _send(self, frame: channel.Frame) -> None:
+        data = channel.encode(frame)
+        with self._writing:
+            self._send_locked(data)
+
+    def _send_locked(self, data: bytes | memoryview) -> None:
+        try:
+            self._sock.sendall(data)
+        except OSError:
+            leave(1)  # the parent is gone, or a task has closed the socket: what has ended stands in the cell
+
+    def _keep(
+        self, sequence: int, runtime: float, payload: tuple[Any, ...] | None, other: tuple[str, str] | None
+    ) -> None:
+        """Report the end of a job with the next flush, or after the death of this process, whichever comes first."""
+        try:
+            data = channel.encode((channel.ENDED, sequence, runtime, payload, other))
+        except ValueError as error:
+            other = Ending.LOST.value, f"the executor returned something that is not plain data: {error}"
+            data = channel.encode((channel.ENDED, sequence, runtime, None, other))
+        words, size = self._cell.words, len(data)
+        with self._writing:
+            if words[KEPT] + size > KEEP:
+                self._flush_locked()
+            if size > KEEP:
+                self._send_locked(data)
+            else:
+                used = words[KEPT]
+                self._cell.kept[used : used + size] = data
+                words[KEPT] = used + size
+
+    def _flush(self) -> None:
+        with self._writing:
+            self._flush_locked()
+
+    def _flush_locked(self) -> None:
+        # If this process dies between the two lines, the parent has the frames twice, and takes each job's end once.
+        self._send_locked(self._cell.kept[: self._cell.words[KEPT]])
+        self._cell.words[KEPT] = 0
+
+    def _flush_if_free(self) -> None:
+        """For signal handlers: whoever holds the lock may be this thread, below; the parent asks again at its next tick."""
+        if self._cell.words[KEPT] and self._writing.acquire(blocking=False):
+            try:
+                self._flush_locked()
+            finally:
+                self._writing.release()
 
     def _fail(self, text: str) -> NoReturn:
         try:

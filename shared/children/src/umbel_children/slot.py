@@ -11,18 +11,16 @@ from __future__ import annotations
 
 import concurrent.futures
 import ctypes
-import enum
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from typing import Any
 
 from attrs import define
 
 from umbel.errors import TaskCancelled
-from umbel.model import Completion, Ending, Job
 from umbel.ports.pool import Executor
+from umbel_children.run import Execution, Window
 
 # A prototype of our own: setting argtypes on the function that ctypes.pythonapi shares would change it for everybody.
 _raise_in_thread = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_ulong, ctypes.py_object)(
@@ -47,44 +45,11 @@ def wait_interruptibly(future: concurrent.futures.Future[Any]) -> Any:
         slot.upcall = None
 
 
-class Window(enum.Enum):
-    """Whether a job may be interrupted. It only ever moves on."""
-
-    AHEAD = enum.auto()
-    OPEN = enum.auto()
-    CLOSED = enum.auto()
-
-
 @define(eq=False)
-class Run:
-    """One job in one thread: the mutable record of its execution."""
+class Run(Execution):
+    """One job that another thread may interrupt."""
 
-    job: Job
-    window: Window = Window.AHEAD
-    cancelled: bool = False
-    """Written before ``window`` is read by who cancels; read after ``window`` is opened by who runs: one of them sees."""
     interrupted: bool = False
-    begun: bool = False
-    since: float = 0.0
-    payload: Any = None
-    error: BaseException | None = None
-    runtime: float = 0.0
-
-    def completion(self) -> Completion:
-        """How it ended. A payload is a payload, even if an interruption came too late to matter."""
-        ending, detail = Ending.DONE, ""
-        if not self.begun:
-            ending = Ending.RETURNED
-        elif self.payload is None:
-            interrupted = self.cancelled and isinstance(self.error, TaskCancelled)
-            ending = Ending.CANCELLED if interrupted else Ending.LOST
-            detail = "the executor returned None" if self.error is None else _in_one_line(self.error)
-        return Completion(job_id=self.job.id, ending=ending, payload=self.payload, detail=detail, runtime=self.runtime)
-
-
-def _in_one_line(error: BaseException) -> str:
-    """Type and text; never raises, although ``str(error)`` may."""
-    return traceback.format_exception_only(error)[-1].strip()
 
 
 class Slot:
