@@ -257,6 +257,7 @@ def test_thousands_of_delayed_messages_survive_the_broker(make_rabbitmq: Callabl
             for at in range(0, number, 1000):
                 await producer.publish([message(name, due=due) for name in names[at : at + 1000]], timeout=60)
             assert (await producer.depth(["q"]))["q"].delayed == number
+        await asyncio.to_thread(server.sync)
         await asyncio.to_thread(server.kill)
         await asyncio.to_thread(server.start)
         async with opened(server.url) as (consumer,):

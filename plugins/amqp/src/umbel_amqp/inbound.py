@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 from pamqp.commands import Basic
@@ -34,7 +34,7 @@ _KEPT_FOR: Final = 3_600_000
 _RETIRED_FOR: Final = 10.0
 """Seconds after which what came by a subscription that is over is parked, so that its channel can close."""
 _LAST_WORDS: Final = 2.0
-"""Seconds for giving back, uncounted, what was not handed out."""
+"""Seconds for which a consumer that stops waits until what it gives back, uncounted, has been taken."""
 
 Publish = Callable[[Sequence[Item]], Awaitable[None]]
 
@@ -94,7 +94,8 @@ class Inbound:
     async def _give_back(self, taken: Sequence[Taken]) -> None:
         """What was not handed out, uncounted: copies are published, then the originals acknowledged.
 
-        Where that is not possible, they go back to their places, and the broker counts it.
+        Where the copies are refused, the originals go back to their places, and the broker counts it. While it is not known
+        whether they were taken, nothing is said of the originals: both would run.
         """
         by_subscription: dict[Subscription, list[int]] = {}
         items = []
@@ -102,11 +103,18 @@ class Inbound:
             by_subscription.setdefault(subscription, []).append(raw[0])
             received = read_message(raw, queue)
             items.append(uncounted(received.message, received.count, received.starts))
+        moving = asyncio.create_task(self._move(items, by_subscription), name="umbel-amqp-give-back")
+        self._tasks.add(moving)
+        moving.add_done_callback(self._tasks.discard)
+        await asyncio.wait([moving], timeout=_LAST_WORDS)
+        if moving.done() and not moving.cancelled():
+            moving.result()
+
+    async def _move(self, items: Sequence[Item], by_subscription: Mapping[Subscription, Sequence[int]]) -> None:
         try:
-            async with asyncio.timeout(_LAST_WORDS):
-                await self._publish(items)
+            await self._publish(items)
             done = Tags.ack
-        except (TimeoutError, BrokerUnavailable, PublishRefused) as error:
+        except (BrokerUnavailable, PublishRefused) as error:
             log.warning("%d messages go back as if they had been handed out: %s", len(items), error)
             done = Tags.requeue
         for subscription, tags in by_subscription.items():
