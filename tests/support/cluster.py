@@ -309,6 +309,8 @@ class Cluster(Site):
 
         def between_locks() -> bool:
             send(frozen, signal.SIGSTOP)
+            # Each thread stops in its own time, and may take a lock until then.
+            until(lambda: all(map(_stands, frozen)), "that every thread stands still", every=0)
             free = all(map(_lockable, self.folder.glob("*-lock")))
             if not free:
                 send(frozen, signal.SIGCONT)
@@ -365,6 +367,15 @@ class Cluster(Site):
             lines = worker.text.splitlines()
             print(f"--- {worker.log.name} (exit {worker.process.returncode}, {len(lines)} lines)")
             print("\n".join(lines[-_LOG_SHOWN:]))
+
+
+def _stands(pid: int) -> bool:
+    """Whether every thread of a process is stopped, or it is gone."""
+    try:
+        threads = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # a thread ended just now: look again
+    return all(stat.rpartition(")")[2].split()[0] in "TtZX" for stat in threads)
 
 
 def _lockable(file: Path) -> bool:
