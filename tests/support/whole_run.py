@@ -86,6 +86,7 @@ class News:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._since: dict[str, float] = {}
+        self._failed: list[str] = []
         self._over = threading.Event()
 
     def pytest_sessionstart(self) -> None:
@@ -105,11 +106,16 @@ class News:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
             self._since.pop(report.nodeid, None)  # a process that has crashed tells of no end
+            self._failed.append(f"{report.when} of {report.nodeid}: {_first_line(report)}")
             writer = self._config.get_terminal_writer()
             writer.line()
             writer.sep("!", f"{report.when} of {report.nodeid}", red=True)
             report.toterminal(writer)
             writer.flush()
+
+    def pytest_unconfigure(self) -> None:
+        """A line for each failure, below all that was said of them: who sees only the end sees every name."""
+        print(*self._failed, sep="\n", flush=True)
 
     def running(self) -> Iterator[tuple[float, str]]:
         """For how many seconds each test has been running, the longest first."""
@@ -128,6 +134,11 @@ class News:
         say(*(f"running for {seconds:.0f} s when the run was ended: {nodeid}" for seconds, nodeid in self.running()))
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
+
+
+def _first_line(report: pytest.TestReport, longest: int = 150) -> str:
+    crash = getattr(report.longrepr, "reprcrash", None)
+    return str(crash.message if crash else report.longreprtext).partition("\n")[0][:longest]
 
 
 def say(*lines: str) -> None:
