@@ -13,6 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -53,6 +54,8 @@ def fleet(cluster: Cluster, request: pytest.FixtureRequest, monkeypatch: pytest.
     broker, store = request.param
     urls = {kind: request.getfixturevalue(_URLS[kind]) for kind in {broker, store} & _URLS.keys()}
     with fleet_between(cluster, monkeypatch, urls.get(broker), urls.get(store)) as made:
+        if broker == "amqp":
+            made.held = partial(request.getfixturevalue("rabbitmq").messages, urls[broker])
         if store == "redis":
             made.redis = request.getfixturevalue("redis_server")
             made.proxy = request.getfixturevalue("make_proxy")(made.redis.port)
@@ -106,6 +109,8 @@ class Fleet:
     """That the store is on; None: it is a file."""
     proxy: Proxy | None = None
     """Between the workers and the store."""
+    held: Callable[[], int] | None = None
+    """How many messages the broker has, those included that workers hold; None: `depth` tells."""
     kills: dict[str, tuple[float, float]] = field(factory=dict)
     """Between which moments a worker was killed, by its name."""
     environment: dict[str, str] = field(factory=dict)
@@ -208,7 +213,11 @@ class Fleet:
 
     def wait_until_idle(self, *, timeout: float) -> None:
         """Until the last late copy has been consumed."""
-        until(lambda: self.depth() == (0, 0, 0), "every copy is consumed", timeout=timeout, every=0.1)
+
+        def idle() -> bool:
+            return self.depth() == (0, 0, 0) and (self.held is None or self.held() == 0)
+
+        until(idle, "every copy is consumed", timeout=timeout, every=0.1)
 
     def depth(self) -> tuple[int, int, int]:
         gateway: Any = self.app.gateway
@@ -373,7 +382,7 @@ class Sent:
         for what, ids in by_what.items():
             self.fleet.check_starts({(case, what, id): starts for id, starts in ids.items()})
         state = self.fleet.records([handle.id])[handle.id].state
-        assert state in FINAL_STATES
+        assert state in FINAL_STATES, case
         assert (state != State.SUCCESS) == table_fails(case), case
 
 

@@ -13,8 +13,6 @@ from servers.process import Server
 from servers.rabbitmq import RabbitServer
 from servers.redis import RedisServer
 
-from umbel.model import dead_letter_queue
-
 QUEUE = "default"
 
 
@@ -123,14 +121,7 @@ class RabbitBroker(Broker):
         self._vhost = unquote(urlsplit(self.url).path.removeprefix("/"))
 
     def left(self) -> int:
-        """From the quorum queues themselves: what the node shows is seconds old. One that cannot tell yet has something."""
-        count = (
-            "lists:sum([case ra:local_query(amqqueue:get_pid(Q), fun rabbit_fifo:query_messages_total/1) of"
-            " {ok, {_, N}, _} -> N; _ -> 1 end"
-            f' || Q <- rabbit_amqqueue:list(<<"{self._vhost}">>), amqqueue:get_type(Q) =:= rabbit_quorum_queue,'
-            f' element(4, amqqueue:get_name(Q)) =/= <<"{dead_letter_queue(QUEUE)}">>])'
-        )
-        return int(self.server.eval(count))
+        return self.server.messages(self.url)
 
     def consumers(self) -> int:
         return self._consumers(f'{{queue_name, {{resource, <<"{self._vhost}">>, queue, <<"{QUEUE}">>}}}}')

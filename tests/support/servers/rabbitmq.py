@@ -13,6 +13,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from servers.certificates import Certificates, make_certificates
 from servers.process import HOST, Failed, Missing, Server, free_port, program, spawn
+from umbel.model import DEAD_SUFFIX
 
 USER = PASSWORD = "guest"
 """RabbitMQ makes it when it starts for the first time."""
@@ -97,8 +98,7 @@ class RabbitServer(Server):
 
     def delete_vhost(self, url: str) -> None:
         """Delete a vhost and all that is in it; the server closes its connections."""
-        name = unquote(urlsplit(url).path.removeprefix("/"))
-        self.eval(f'ok = rabbit_vhost:delete(<<"{name}">>, <<"tests">>)')
+        self.eval(f'ok = rabbit_vhost:delete(<<"{_vhost_of(url)}">>, <<"tests">>)')
 
     def eval(self, expression: str) -> str:
         """Evaluate Erlang in the node, quickly (`ctl` starts an Erlang of its own). Returns the value, printed."""
@@ -111,6 +111,21 @@ class RabbitServer(Server):
         if done.returncode or not done.stdout.startswith("{ok, "):
             raise Failed(f"{self} refuses {expression}: {done.stdout}{done.stderr}")
         return done.stdout.strip().removeprefix("{ok, ").removesuffix("}")
+
+    def messages(self, url: str) -> int:
+        """How many messages are in the quorum queues of a vhost, but for dead letters: ready, held, or delayed.
+
+        From the queues themselves: what the node shows is seconds old, and AMQP tells nobody of what others hold. A queue that
+        cannot tell yet counts as one.
+        """
+        count = (
+            "lists:sum([case ra:local_query(amqqueue:get_pid(Q), fun rabbit_fifo:query_messages_total/1) of"
+            " {ok, {_, N}, _} -> N; _ -> 1 end"
+            f' || Q <- rabbit_amqqueue:list(<<"{_vhost_of(url)}">>), amqqueue:get_type(Q) =:= rabbit_quorum_queue,'
+            f' binary:longest_common_suffix([element(4, amqqueue:get_name(Q)), <<"{DEAD_SUFFIX}">>])'
+            f" =/= {len(DEAD_SUFFIX)}])"
+        )
+        return int(self.eval(count))
 
     def ctl(self, *arguments: str) -> str:
         """Run ``rabbitmqctl``, which takes about a second; returns what it prints."""
@@ -165,6 +180,10 @@ class RabbitServer(Server):
         with socket.create_connection((HOST, self.port), timeout=5) as client:
             client.sendall(b"AMQP\0\0\x09\x01")
             return client.recv(1) == b"\x01"
+
+
+def _vhost_of(url: str) -> str:
+    return unquote(urlsplit(url).path.removeprefix("/"))
 
 
 def _value(value: Any) -> str:
