@@ -78,12 +78,12 @@ class Subscription:
         """
         if self._ending is None:
             self.ended = True
+            self.tags.pause()  # at once: an acknowledgement that came before the task begins would make room, and may be the last
             self._ending = asyncio.create_task(self._stop(), name="umbel-amqp-unsubscribe")
         await asyncio.wait([self._ending])
         self._ending.result()
 
     async def _stop(self) -> None:
-        self.tags.pause()
         try:
             await self.begun()
             await self._pass()
@@ -98,8 +98,8 @@ class Subscription:
         await self.channel.call(Basic.Qos(0, 0, False))
 
     def release(self) -> None:
-        """Free the channel, once nothing that came by it is unsettled."""
-        if self.ended and not self.tags:
+        """Free the channel, once its consumers have ended and nothing that came by it is unsettled."""
+        if self._ending is not None and self._ending.done() and not self.tags:
             self.channel.close()
 
 
