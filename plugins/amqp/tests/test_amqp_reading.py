@@ -57,7 +57,7 @@ def test_templates_give_what_the_general_way_gives(given_: list[tuple[dict[str, 
         data = write_message(Message(queue="q", headers=headers, properties=others, priority=priority), "")
         found, expected = templates.read(data), _read(data)
         assert found == expected
-        assert [list(part) for part in found] == [list(part) for part in expected]
+        assert [list(part) for part in found[:2]] == [list(part) for part in expected[:2]]
         assert [type(value) for value in found[0].values()] == [type(value) for value in expected[0].values()]
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import struct
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from amqp.serialization import dumps, loads
+from attrs import asdict
 
 from umbel.errors import PublishRefused
 from umbel.model import Message
@@ -101,7 +103,9 @@ def test_a_name_that_is_too_long_is_refused() -> None:
 
 
 def back(data: bytes, *, exchange: str = "", key: str = "q", before: bool = False, body: bytes = b"b") -> Any:
-    return read_message((1, before, exchange, key, data, body), "q")
+    """The message, with what is told of its past."""
+    message, past = read_message((1, before, exchange, key, data, body), "q")
+    return SimpleNamespace(message=message, **asdict(past))
 
 
 def test_a_producers_message_has_nothing_of_ours() -> None:

@@ -10,6 +10,7 @@ from attrs import define, field
 from umbel.model import Message
 from umbel_amqp import frames
 from umbel_amqp.channel import Channel
+from umbel_amqp.messages import Past
 
 
 class Tags:
@@ -83,9 +84,7 @@ class Hold:
     """The token of a delivery. Fenced by its channel: when that is dead, the message belongs to others."""
 
     message: Message
-    count: int
-    starts: int
-    inexact: bool
+    past: Past
     tags: Tags
     tag: int
     since: float
@@ -101,7 +100,7 @@ class Hold:
     @property
     def all_starts(self) -> int:
         """With this one, if it is recorded."""
-        return self.starts + self.marked
+        return self.past.starts + self.marked
 
     @property
     def live(self) -> bool:

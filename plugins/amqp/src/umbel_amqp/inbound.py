@@ -81,13 +81,10 @@ class Inbound:
         now, number, holds = time.monotonic(), self._numbers, self._holds
         batch: list[Delivery] = []
         for subscription, queue, raw in taken:
-            received = read_message(raw, queue)
-            message, count, starts = received.message, received.count, received.starts
+            message, past = read_message(raw, queue)
             number += 1
-            hold = holds[number] = Hold(
-                message, count, starts, received.inexact, subscription.tags, raw[0], now, number
-            )
-            batch.append(make_delivery(message, queue, hold, count, starts))
+            hold = holds[number] = Hold(message, past, subscription.tags, raw[0], now, number)
+            batch.append(make_delivery(message, queue, hold, past.count, past.starts))
         self._numbers = number
         return batch
 
@@ -101,8 +98,8 @@ class Inbound:
         items = []
         for subscription, queue, raw in taken:
             by_subscription.setdefault(subscription, []).append(raw[0])
-            received = read_message(raw, queue)
-            items.append(uncounted(received.message, received.count, received.starts))
+            message, past = read_message(raw, queue)
+            items.append(uncounted(message, past.count, past.starts))
         moving = asyncio.create_task(self._move(items, by_subscription), name="umbel-amqp-give-back")
         self._tasks.add(moving)
         moving.add_done_callback(self._tasks.discard)
@@ -241,7 +238,7 @@ class Parking:
         arrivals: list[asyncio.Future[None]] = []
         for hold in holds:
             hold.marked |= starting
-            marks = Marks(deliveries=hold.count, starts=hold.all_starts, parked=hold.number)
+            marks = Marks(deliveries=hold.past.count, starts=hold.all_starts, parked=hold.number)
             parked.append((Item(message=hold.message, marks=marks), _key(hold.message.queue)))
             arrival = self._awaited.get(hold.number)
             if arrival is None:
@@ -264,8 +261,8 @@ class Parking:
     def _take_over(self, raw: Raw) -> None:
         """A copy is ours: from now on its tag stands for the delivery, and the one before is acknowledged."""
         tag = raw[0]
-        received = read_message(raw, self._queue)
-        number = received.parked or 0
+        _, past = read_message(raw, self._queue)
+        number = past.parked or 0
         if (arrival := self._awaited.pop(number, None)) is not None and not arrival.done():
             arrival.set_result(None)
         hold = self._session._holds.get(number)

@@ -45,16 +45,16 @@ async def peek(
     async with _borrowed(connection, queue, max(number, _FEW)) as ready:
         received = [read_message(raw, queue) for raw in ready.raws]
         if received and not ready.more and sum(len(raw[5]) for raw in ready.raws) <= _LITTLE:
-            await publish([uncounted(one.message, one.count, one.starts) for one in received])
+            await publish([uncounted(message, past.count, past.starts) for message, past in received])
             ready.replaced = True
-    found = [one.message for one in received]
+    found = [message for message, _ in received]
     if len(found) >= number or ready.more:
         return found[:number]
     delayed: list[Message] = []
     for name in await topology.steps(control, queue):
         async with _borrowed(connection, name, number) as waiting:
             later = [read_message(raw, queue) for raw in waiting.raws]
-            delayed += [evolve(one.message, due=one.due) for one in later]
+            delayed += [evolve(message, due=past.due) for message, past in later]
     return (found + sorted(delayed, key=lambda message: message.due or 0.0))[:number]
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from attrs import frozen
 
-from umbel.model import Message, by_position, make_message
+from umbel.model import Message, make_message
 from umbel_amqp.channel import Raw
 from umbel_amqp.fields import short_string, write_table
 from umbel_amqp.properties import read_properties
@@ -34,7 +34,7 @@ _SHORT: Final = {"correlation_id": 0x0400, "reply_to": 0x0200, "message_id": 0x0
 """Properties that are text and that a sender may set. Not ``user_id``, which must be the connection's; nor ``expiration``: the
 broker would drop the message without a word, where a worker stores that it has expired."""
 
-_DEFAULTS: Final = Message(queue="")
+_REDELIVERIES: Final = "x-delivery-count"
 
 
 @frozen(kw_only=True)
@@ -107,38 +107,42 @@ def _is_amqp(properties: Mapping[str, Any], exchange: str) -> bool:
     return not exchange or "exchange" in properties
 
 
-@frozen(weakref_slot=False)
-class Received:
-    """A message that came out of a queue."""
+@frozen(kw_only=True)
+class Past:
+    """What the broker, and the marks of its copies, tell of a message that came out of a queue."""
 
-    message: Message
-    count: int
+    count: int = 1
     """As ``Delivery.count``."""
-    starts: int
-    inexact: bool
+    starts: int = 0
+    inexact: bool = False
     """The queue counts no further than this: it only says that the message was delivered before."""
     due: float | None = None
     parked: int | None = None
 
 
-_make_received: Final = by_position(Received)
+FRESH: Final = Past()
+"""Of a message that comes for the first time, which nearly all do."""
 
 
-def read_message(raw: Raw, queue: str) -> Received:
+def read_message(raw: Raw, queue: str) -> tuple[Message, Past]:
     """Raises ``ValueError`` where the properties are not AMQP's."""
     _, before, exchange, routing_key, data, body = raw
-    headers, fields = read_properties(data)
-    content_type = fields.pop("content_type", _DEFAULTS.content_type)
-    content_encoding = fields.pop("content_encoding", _DEFAULTS.content_encoding)
-    priority = fields.pop("priority", 0)
-    redeliveries = headers.pop("x-delivery-count", None)
-    redeliveries = redeliveries if type(redeliveries) is int else None
-    meta = headers.pop(META, None)
-    deliveries = starts = due = parked = 0
-    properties = fields
+    headers, properties, content_type, content_encoding, priority = read_properties(data)
     if exchange:
         properties["exchange"] = exchange
         properties["routing_key"] = routing_key
+    past = FRESH
+    if before or _REDELIVERIES in headers or META in headers:
+        past, properties = _take_off(headers, properties, before)
+    return make_message(queue, headers, body, content_type, content_encoding, priority, None, properties), past
+
+
+def _take_off(headers: dict[str, Any], properties: dict[str, Any], before: bool) -> tuple[Past, dict[str, Any]]:
+    """The past of a message, and its own properties; what tells of them is taken off ``headers``."""
+    redeliveries = headers.pop(_REDELIVERIES, None)
+    redeliveries = redeliveries if type(redeliveries) is int else None
+    meta = headers.pop(META, None)
+    deliveries = starts = due = parked = 0
     if isinstance(meta, dict):
         deliveries, starts, due, parked = (_number(meta.get(name)) for name in (DELIVERIES, STARTS, DUE, PARKED))
         if due or deliveries or starts:
@@ -146,14 +150,14 @@ def read_message(raw: Raw, queue: str) -> Received:
                 headers.pop(trace, None)
         if isinstance(kept := meta.get(PROPERTIES), dict):
             properties = kept
-    return _make_received(
-        make_message(queue, headers, body, content_type, content_encoding, priority, None, properties),
-        1 + int(deliveries) + (int(before) if redeliveries is None else max(redeliveries, int(before))),
-        int(starts),
-        before and redeliveries is None,
-        due or None,
-        parked or None,
+    past = Past(
+        count=1 + int(deliveries) + (int(before) if redeliveries is None else max(redeliveries, int(before))),
+        starts=int(starts),
+        inexact=before and redeliveries is None,
+        due=due or None,
+        parked=parked or None,
     )
+    return past, properties
 
 
 def _number(value: Any) -> Any:

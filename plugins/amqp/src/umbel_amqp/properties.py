@@ -15,10 +15,11 @@ from typing import Any, Final
 
 from attrs import field, frozen
 
+from umbel.model import Message
 from umbel_amqp.fields import U32, read_table, read_text, walk_table
 
-Properties = tuple[dict[str, Any], dict[str, Any]]
-"""Headers, and the other properties that are set."""
+Properties = tuple[dict[str, Any], dict[str, Any], str, str, int]
+"""Headers, other properties that are set, content type, content encoding, priority. The two dictionaries are the caller's."""
 
 _FLAGS: Final = struct.Struct(">H")
 _U64: Final = struct.Struct(">Q")
@@ -34,6 +35,7 @@ _VARYING: Final = frozenset(
 )
 """Headers and properties that are another text in each message."""
 _STRING: Final = ord("S")
+_DEFAULTS: Final = Message(queue="")
 _MOST, _MOST_CUTS = 16, 64
 """Templates kept, and lengths of messages known of each."""
 _COST, _PATIENCE = 16, 128
@@ -62,7 +64,14 @@ def _read(data: bytes) -> Properties:
         else:
             (fields[name],) = _U64.unpack_from(data, at)
             at += 8
-    return headers, fields
+    take = fields.pop
+    return (
+        headers,
+        fields,
+        take("content_type", _DEFAULTS.content_type),
+        take("content_encoding", _DEFAULTS.content_encoding),
+        take("priority", 0),
+    )
 
 
 @functools.lru_cache(256)
@@ -89,6 +98,8 @@ class Template:
     rest: bytes
     headers: dict[str, Any]
     fields: dict[str, Any]
+    others: tuple[str, str, int]
+    """Content type, content encoding, priority."""
     changeable: Sequence[str]
     """Headers whose values must not be shared."""
     cuts: dict[int, tuple[struct.Struct, tuple[bytes, ...]]] = field(factory=dict)
@@ -141,19 +152,24 @@ class Template:
     def _filled(self, raws: Sequence[bytes]) -> Properties:
         headers, fields = self.headers.copy(), self.fields.copy()
         id = raws[0]  # mostly it is the id, which comes three times: one text then, for all who copy it
-        text, number = id.decode(), len(self.texts)
-        for (_, _, name), raw in zip(self.texts, raws, strict=False):
+        text = id.decode()
+        number = 0
+        for _, _, name in self.texts:
+            raw = raws[number]
             headers[name] = text if raw == id else raw.decode()
-        for (_, _, name), raw in zip(self.shorts, raws[number:], strict=True):
+            number += 1
+        for _, _, name in self.shorts:
+            raw = raws[number]
             fields[name] = text if raw == id else raw.decode()
+            number += 1
         for name in self.changeable:
             headers[name] = headers[name].copy()
-        return headers, fields
+        return headers, fields, *self.others
 
 
 def make_template(data: bytes) -> Template | None:
     """The template of a message that was read; None where its values can be neither compared nor copied."""
-    headers, fields = _read(data)
+    headers, fields, content_type, content_encoding, priority = _read(data)
     if any(not _is_flat(value) for value in headers.values()):
         return None
     at, begin, first, last = 2, 0, b"", b""
@@ -180,7 +196,8 @@ def make_template(data: bytes) -> Template | None:
     if not texts:
         return None
     changeable = [name for name, value in headers.items() if type(value) in (list, dict)]
-    return Template(first, texts, last, shorts, data[begin:], headers, fields, changeable)
+    others = content_type, content_encoding, priority
+    return Template(first, texts, last, shorts, data[begin:], headers, fields, others, changeable)
 
 
 def _is_flat(value: Any) -> bool:

@@ -156,7 +156,7 @@ class RpcResultStore(ResultStore):
         return await _Listening.open(connection, self._queue(self.reply_to), self._received)
 
     def _received(self, raw: Raw) -> None:
-        message = read_message(raw, self.reply_to).message
+        message, _ = read_message(raw, self.reply_to)
         if (result := _result(message)) is None:
             log.error("a reply of content type %r tells no state of a task; it is dropped", message.content_type)
             return

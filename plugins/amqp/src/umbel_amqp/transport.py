@@ -204,7 +204,7 @@ class AmqpTransport(Transport, Broadcaster):
                 HEADER_DEAD_CAUSE: settlement.cause,
                 HEADER_DEAD_QUEUE: message.queue,
                 HEADER_DEAD_AT: self.clock.time(),
-                HEADER_DEAD_COUNT: hold.count,
+                HEADER_DEAD_COUNT: hold.past.count,
             }
             return Item(
                 message=evolve(
@@ -218,8 +218,8 @@ class AmqpTransport(Transport, Broadcaster):
         due = self.clock.time() + settlement.delay if settlement.delay > 0 else None
         message = evolve(message, due=due)
         if not settlement.counted:
-            return uncounted(message, hold.count, hold.starts)
-        return Item(message=message, marks=Marks(deliveries=hold.count, starts=hold.all_starts), to_queue=True)
+            return uncounted(message, hold.past.count, hold.past.starts)
+        return Item(message=message, marks=Marks(deliveries=hold.past.count, starts=hold.all_starts), to_queue=True)
 
     async def renew(self, deliveries: Sequence[Delivery], *, lease: float, starting: bool = False) -> Sequence[bool]:
         """There is nothing to renew while the session lives; a start is recorded in a copy that stands for the message."""
@@ -345,4 +345,4 @@ class AmqpTransport(Transport, Broadcaster):
 def _in_place(settlement: Settlement, hold: Hold) -> bool:
     """Whether the broker itself can put the message back, and count it right."""
     requeued = settlement.action is Action.REQUEUE and settlement.counted and settlement.delay <= 0
-    return requeued and not hold.inexact and not hold.parked
+    return requeued and not hold.past.inexact and not hold.parked
