@@ -254,7 +254,7 @@ class Brood:
         child.state = State.KILLED
         child.channel.drain()
         # What it had not sent; its last frame may have come in part.
-        self._on_child_frames(child, Decoder().feed(child.cell.kept[: child.cell.words[KEPT]]))
+        self._on_child_frames(child, Decoder().feed(bytes(child.cell.kept[: child.cell.words[KEPT]])))
         if child.server.alive and (child.failure or not (told or child.handed)):
             self._on_start_failure(child.failure or f"its process ended before its first job: {how}")
         self._on_death(child, how)

@@ -65,23 +65,28 @@ class Decoder:
     """Cuts a stream of bytes into frames."""
 
     def __init__(self) -> None:
-        self._rest = bytearray()
+        self._pieces: list[bytes] = []
+        """Of a frame that is not complete."""
+        self._missing = 0
+        """Bytes without which it cannot be: a large one is joined once, not at each chunk."""
 
-    def feed(self, chunk: bytes | memoryview) -> Sequence[Frame]:
+    def feed(self, chunk: bytes) -> Sequence[Frame]:
         """The frames that ``chunk`` completes."""
-        rest = self._rest
-        rest += chunk
-        frames = []
-        start, size = 0, len(rest)
-        with memoryview(rest) as view:
-            while size - start >= 4:
-                end = start + 4 + _LENGTH.unpack_from(view, start)[0]
-                if end > size:
-                    break
-                with view[start + 4 : end] as body:
-                    frames.append(marshal.loads(body))
-                start = end
-        del rest[:start]
+        if self._pieces:
+            self._pieces.append(chunk)
+            self._missing -= len(chunk)
+            if self._missing > 0:
+                return []
+            chunk, self._pieces = b"".join(self._pieces), []
+        frames: list[Frame] = []
+        start, size, length, loads = 0, len(chunk), _LENGTH.unpack_from, marshal.loads
+        while start < size:
+            end = start + 4 + (length(chunk, start)[0] if size - start >= 4 else 0)
+            if end > size:
+                self._pieces, self._missing = [chunk[start:]], end - size
+                break
+            frames.append(loads(chunk[start + 4 : end]))  # a slice of bytes costs less than one of a memoryview
+            start = end
         return frames
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import Final
 
-BATCH_SECONDS: Final = 0.01
-"""Predicted work that one child may hold. A longer job travels alone."""
-BATCH_JOBS: Final = 512
-"""Twice what a child reports at once, so that it has work while the next come."""
-RESERVE_SECONDS: Final = 0.03
+BATCH_SECONDS: Final = 0.02
+"""Predicted work that one child may hold. A longer job travels alone. The worker takes on up to 500 messages at once, in 10 ms or
+more, and ends as many: with 10 ms of work at hand children idle meanwhile (11,000 empty tasks/s on RabbitMQ, and 15,000 so)."""
+BATCH_JOBS: Final = 1024
+RESERVE_SECONDS: Final = 0.06
 """Predicted work that waits at hand for each slot, so that it does not idle while the worker fetches more."""
-RESERVE_JOBS: Final = 512
+RESERVE_JOBS: Final = 1024
 _MOST_TASKS: Final = 4096
 
 
