@@ -34,6 +34,10 @@ class Registry(Mapping[str, "Task[..., Any]"]):
             )
         self._tasks[task.name] = task
 
+    def find(self, name: str) -> Task[..., Any] | None:
+        """The task of that name; None if there is none."""
+        return self._tasks.get(name)
+
     def __getitem__(self, name: str) -> Task[..., Any]:
         try:
             return self._tasks[name]

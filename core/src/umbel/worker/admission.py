@@ -86,28 +86,29 @@ class Admission(Step):
     def options(self, delivery: Delivery) -> TaskOptions:
         """The options of a delivery's task; those of a task that is not here are the defaults."""
         task = delivery.message.task
-        if task in self._app.tasks:
-            return self._app.tasks[task].options
+        if (known := self._app.tasks.find(task)) is not None:
+            return known.options
         if not task and self._worker.revocations.hidden(delivery.message):
             return _UNREAD
         return _UNKNOWN if task else self._of_unread
 
     def refusal(self, held: Held) -> Outcome | None:
         """An outcome for what is not to run at all, or not now; None for what may start, within its limits."""
-        message, records = held.delivery.message, self._worker.records
+        message = held.delivery.message
         # A first handing-out is another message of the same id: the retry, say, of the one that was not settled.
         if held.delivery.count > 1 and message.id in self._worker.settlement.unsettled:
             return self._worker.settlement.unsettled.pop(message.id)
         if self._worker.revocations.covers(message):
             return self._worker.revocations.refused(message)
-        if message.headers.get("expires") is None and message.headers.get("eta") is None:
+        headers = message.headers
+        if headers.get("expires") is None and headers.get("eta") is None:
             return None
         now = self._app.clock.time()
         try:
-            expires = parse_time(message.headers.get("expires"), self._app.timezone)
-            eta = parse_time(message.headers.get("eta"), self._app.timezone)
+            expires = parse_time(headers.get("expires"), self._app.timezone)
+            eta = parse_time(headers.get("eta"), self._app.timezone)
         except DecodeError as exc:
-            return records.ended(Verdict.UNREADABLE, message, exc)
+            return self._worker.records.ended(Verdict.UNREADABLE, message, exc)
         if expires is not None and now > expires:
             return None  # the executor says so, and sends the errbacks that only the body knows
         if eta is not None and eta - now > EARLY:  # from a sender that leaves it to the worker to keep the time

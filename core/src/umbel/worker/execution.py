@@ -344,7 +344,7 @@ class TaskExecutor(Coroutines):
         traceback: str | None = None,
         children: tuple[str, ...] = (),
     ) -> tuple[Result, ...]:
-        if self._ignored(request):
+        if not self._records.kept or self._ignored(request):
             return ()
         history: Sequence[attempts.Attempt] = ()
         if state is State.RETRY or attempts.wanted(request.message.headers):

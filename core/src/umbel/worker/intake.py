@@ -157,18 +157,19 @@ class Intake(Step):
     # --- admission ---
 
     async def _admit(self, batch: Sequence[Delivery]) -> None:
-        admission = self._worker.admission
+        admission, settlement = self._worker.admission, self._worker.settlement
         ready: list[Held] = []
         limited: list[Held] = []
         for delivery in batch:
-            if self._worker.settlement.adopt(delivery):
+            if delivery.count > 1 and settlement.adopt(delivery):
                 continue
             if self._received:
                 self._received(delivery=delivery)
-            held = self._worker.settlement.hold(delivery, admission.options(delivery))
+            options = admission.options(delivery)
+            held = settlement.hold(delivery, options)
             if (outcome := admission.refusal(held)) is not None:
-                self._worker.settlement.end(held, outcome)
-            elif held.options.rate_limit or held.options.concurrency_limit:
+                settlement.end(held, outcome)
+            elif options.rate_limit or options.concurrency_limit:
                 limited.append(held)
             elif delivery.count > 1 and self._may_crash(delivery):
                 self._suspects.append(held)

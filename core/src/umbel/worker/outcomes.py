@@ -34,12 +34,9 @@ class Records:
         self._app = app
         self._hostname = hostname
         self._results = app.settings.results
-        self._write_success: Callable[[str, Any, float], bytes | None] | None = None
-
-    @property
-    def kept(self) -> bool:
+        self.kept = bool(self._results.url)
         """Whether there is a result store."""
-        return bool(self._results.url)
+        self._write_success: Callable[[str, Any, float], bytes | None] | None = None
 
     def final(
         self,

@@ -48,6 +48,8 @@ _ENDINGS = {
     Ending.CANCELLED: Verdict.CANCELLED,
     Ending.COLLATERAL: Verdict.CANCELLED,
 }
+_COUNTED = (Verdict.SUCCESS, Verdict.FAILURE, Verdict.TIMED_OUT)
+"""Verdicts of tasks that have run to an end: a tuple, for sets ask an enum for its hash."""
 _NO_LIMITS = [None, None]
 LAST_WORDS = 5.0
 """Seconds that a stopping worker takes to tell what has ended."""
@@ -145,8 +147,6 @@ class SettlementStep(Step):
 
     def adopt(self, delivery: Delivery) -> bool:
         """Whether this redelivery is of something held here; it is not started beside itself then, but goes on as it is."""
-        if delivery.count <= 1:
-            return False
         now = self._app.clock.time()
         if (mine := next((h for h in self.held.values() if h.awaits(delivery, now)), None)) is None:
             return False
@@ -164,15 +164,16 @@ class SettlementStep(Step):
 
     def complete(self, completions: Sequence[Completion]) -> None:
         """Jobs have left the pool."""
-        told = self._worker.starts.heard
+        told, read = self._worker.starts.heard, self._worker.records.from_plain
         for completion in completions:
-            self.ended += completion.ending is not Ending.RETURNED
+            ending, payload = completion.ending, completion.payload
+            self.ended += ending is not Ending.RETURNED
             if (held := self.held.get(completion.job_id)) is None:
                 continue
             if told:
                 self._worker.starts.ended(held, completion)
-            if completion.ending is Ending.DONE and completion.payload is not None:
-                outcome = self._worker.records.from_plain(completion.payload, held.delivery.message)
+            if ending is Ending.DONE and payload is not None:
+                outcome = read(payload, held.delivery.message)
                 if outcome.verdict is Verdict.CANCELLED and self._worker.revocations.covers(held.delivery.message):
                     outcome = self._worker.revocations.ended(held.delivery.message)
                 self.end(held, outcome)
@@ -240,7 +241,9 @@ class SettlementStep(Step):
         self._forget([held])
 
     def _forget(self, batch: Sequence[Held]) -> None:
-        number = sum(1 for held in batch if self.held.pop(held.job_id, None) is not None)
+        number, forget = 0, self.held.pop
+        for held in batch:
+            number += forget(held.job_id, None) is not None
         if self._worker.slots.held:
             self._worker.slots.release(batch)
         if number:
@@ -267,7 +270,13 @@ class SettlementStep(Step):
     async def _settle(self, ends: list[End]) -> None:
         await self._check_leases(ends)
         live = [end for end in ends if not end.held.lost]
-        unique = [end for end in live if UNIQUE in end.held.delivery.message.headers]
+        unique, members = [], []
+        for end in live:
+            headers = end.held.delivery.message.headers
+            if UNIQUE in headers:
+                unique.append(end)
+            if WORKFLOW in headers:
+                members.append(end)
         if unique:
             await self._worker.uniques.keep(unique)
         await self._outbox.publish(live)
@@ -276,7 +285,7 @@ class SettlementStep(Step):
         # What goes back to its queue has not ended: a final record would stand against the one that it will get.
         ended = [e for e in live if e.held.settled or not (e.settlement and e.settlement.action is Action.REQUEUE)]
         await self._outbox.store(ended)
-        if members := [end for end in live if WORKFLOW in end.held.delivery.message.headers]:
+        if members:
             await self._worker.workflows.ended(members)
         if pending := [end for end in live if not end.held.settled]:
             await self._tell(pending)
@@ -287,8 +296,7 @@ class SettlementStep(Step):
         if len(over) < len(ends):  # given up for lost, and come again meanwhile
             self._ends += [end for end in ends if end not in over]
             self._some.set()
-        for end in over:
-            self._report(end)
+        self._report(over)
         self._forget([end.held for end in over])
 
     def _decide(self, end: End) -> Settlement:
@@ -356,12 +364,14 @@ class SettlementStep(Step):
             if len(self.unsettled) > _UNSETTLED_KEPT:
                 self.unsettled.popitem(last=False)
 
-    def _report(self, end: End) -> None:
-        outcome, delivery = end.outcome, end.held.delivery
-        name = outcome.task or delivery.message.task or "?"
-        if not end.held.lost and outcome.verdict in (Verdict.SUCCESS, Verdict.FAILURE, Verdict.TIMED_OUT):
-            self.totals[name] = self.totals.get(name, 0) + 1
-        if outcome.verdict is not Verdict.SUCCESS or end.held.lost or logger.isEnabledFor(logging.DEBUG):
-            log_end(name, outcome, end.settlement, lost=end.held.lost)
-        if self._observe and end.settlement is not None and not end.held.lost:
-            self._observe(settlement=end.settlement, outcome=outcome)
+    def _report(self, ends: Sequence[End]) -> None:
+        totals, told, debug = self.totals, self._observe, logger.isEnabledFor(logging.DEBUG)
+        for end in ends:
+            outcome, lost = end.outcome, end.held.lost
+            name = outcome.task or end.held.delivery.message.task or "?"
+            if not lost and outcome.verdict in _COUNTED:
+                totals[name] = totals.get(name, 0) + 1
+            if outcome.verdict is not Verdict.SUCCESS or lost or debug:
+                log_end(name, outcome, end.settlement, lost=lost)
+            if told and end.settlement is not None and not lost:
+                told(settlement=end.settlement, outcome=outcome)

@@ -20,6 +20,8 @@ from umbel.ports.clock import Clock, VirtualClock
 
 T = TypeVar("T")
 
+AMPLE: Final = 2
+"""How many times as long a lease is within which a law has something to do: the machine may be busy."""
 _LAST_CALL: Final = 10.0
 """Seconds that a law gets to end after its time limit, and the main thread to come back after the law."""
 

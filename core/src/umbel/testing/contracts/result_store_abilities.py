@@ -10,7 +10,7 @@ import asyncio
 from typing import Final, cast
 
 from umbel.ports.result_store import ClaimStore, JoinStore, QueryableStore
-from umbel.testing.contracts.bench import law
+from umbel.testing.contracts.bench import AMPLE, law
 from umbel.testing.contracts.result_store_bench import StoreBench
 
 LONG: Final = 3600.0
@@ -61,10 +61,10 @@ class AbilityLaws:
         if not bench.capabilities.join:
             return
         store, other, key = _joins(bench), _joins(bench), bench.id("join")
-        assert (await store.join(key, {"a": b""}, size=1, owner="dead", lease=bench.lease)).fires
+        assert (await store.join(key, {"a": b""}, size=1, owner="dead", lease=bench.lease * AMPLE)).fires
         assert not (await other.join(key, {"a": b""}, size=None, owner="early", lease=LONG)).fires
         assert key not in await other.unfired(10_000)
-        await bench.lease_ends()
+        await bench.lease_ends(AMPLE)
         assert key in await other.unfired(10_000)
         assert (await other.join(key, {}, size=None, owner="heir", lease=LONG)).fires
         assert key not in await other.unfired(10_000)
@@ -150,11 +150,11 @@ class AbilityLaws:
         if not bench.capabilities.claim:
             return
         store, name = _claims(bench), bench.id("lock")
-        first = await store.claim(name, "me", lease=bench.lease, value=b"1")
+        first = await store.claim(name, "me", lease=bench.lease * AMPLE, value=b"1")
         renewed = await store.claim(name, "me", lease=LONG, value=b"2")
         assert (renewed.owner, renewed.fence, renewed.value) == ("me", first.fence, b"2")
         assert renewed.until > first.until
-        await bench.lease_ends()
+        await bench.lease_ends(AMPLE)
         assert (await store.claim(name, "you", lease=LONG)).owner == "me"
 
     @law

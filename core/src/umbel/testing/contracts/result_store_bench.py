@@ -54,6 +54,6 @@ class StoreBench(Bench):
     def results(self, *names: str) -> list[Result]:
         return [self.result(name, document=name.encode()) for name in names]
 
-    async def lease_ends(self) -> None:
-        """Let what was to last ``self.lease`` seconds when this was called end."""
-        await self.elapse(self.lease * 1.05 + 0.02)
+    async def lease_ends(self, times: int = 1) -> None:
+        """Let what was to last ``self.lease`` seconds, or ``times`` as many, when this was called end."""
+        await self.elapse(self.lease * times * 1.05 + 0.02)

@@ -14,7 +14,7 @@ from umbel.errors import SchedulerUnavailable
 from umbel.model import ScheduleEntry
 from umbel.ports.clock import Clock
 from umbel.ports.scheduler import Scheduler
-from umbel.testing.contracts.bench import TURNS, Belongings, Bench, interrupt, law
+from umbel.testing.contracts.bench import AMPLE, TURNS, Belongings, Bench, interrupt, law
 
 LONG: Final = 3600.0
 
@@ -42,9 +42,9 @@ class SchedulerBench(Bench):
     def entry(self, name: str, **fields: Any) -> ScheduleEntry:
         return ScheduleEntry(name=name, task="kit.task", schedule={"every": 10.0}, **fields)
 
-    async def lease_ends(self) -> None:
-        """Let leases of ``self.lease`` seconds that were taken before this call end."""
-        await self.elapse(self.lease * 1.05 + 0.02)
+    async def lease_ends(self, times: int = 1) -> None:
+        """Let leases of ``self.lease`` seconds, or ``times`` as many, that were taken before this call end."""
+        await self.elapse(self.lease * times * 1.05 + 0.02)
 
 
 def by_name(entries: Sequence[ScheduleEntry]) -> list[ScheduleEntry]:
@@ -202,10 +202,10 @@ class SchedulerContract:
     @law
     async def test_a_leader_renews_its_lease(self, bench: SchedulerBench) -> None:
         scheduler = bench.scheduler()
-        first = await scheduler.lead("me", lease=bench.lease)
+        first = await scheduler.lead("me", lease=bench.lease * AMPLE)
         renewed = await scheduler.lead("me", lease=LONG)
         assert (renewed.owner, renewed.fence) == ("me", first.fence)
-        await bench.lease_ends()
+        await bench.lease_ends(AMPLE)
         assert (await scheduler.lead("you", lease=LONG)).owner == "me"
 
     @law
@@ -243,11 +243,11 @@ class SchedulerContract:
     async def test_who_leads_can_be_asked(self, bench: SchedulerBench) -> None:
         scheduler = bench.scheduler()
         assert await scheduler.leader() is None
-        lease = await scheduler.lead("me", lease=bench.lease)
+        lease = await scheduler.lead("me", lease=bench.lease * AMPLE)
         told = await scheduler.leader()
         assert told is not None
         assert (told.owner, told.fence) == ("me", lease.fence)
-        await bench.lease_ends()
+        await bench.lease_ends(AMPLE)
         assert await scheduler.leader() is None
 
     @law

@@ -101,9 +101,9 @@ class TransportBench(Bench):
         name = queue or self.queue
         return (await transport.depth([name]))[name]
 
-    async def lease_ends(self) -> None:
-        """Let leases of ``self.lease`` seconds that were taken before this call end."""
-        await self.elapse(self.lease * 1.05 + 0.02)
+    async def lease_ends(self, times: int = 1) -> None:
+        """Let leases of ``self.lease`` seconds, or ``times`` as many, that were taken before this call end."""
+        await self.elapse(self.lease * times * 1.05 + 0.02)
 
     async def sole_settled(self, transport: Transport, settlement: Settlement) -> bool:
         (done,) = await transport.settle([settlement])

@@ -17,7 +17,7 @@ from umbel.model import (
     evolve,
 )
 from umbel.ports.transport import Credit, Transport
-from umbel.testing.contracts.bench import closing, law
+from umbel.testing.contracts.bench import AMPLE, closing, law
 from umbel.testing.contracts.transport_bench import (
     LONG,
     TransportBench,
@@ -217,9 +217,9 @@ class DeliveryLaws(TransportLaws):
     async def test_an_acknowledged_delivery_never_comes_again(self, bench: TransportBench) -> None:
         first, second = bench.transport(), bench.transport()
         await bench.send(first, "1")
-        (delivery,) = await bench.take(first, lease=bench.lease)
+        (delivery,) = await bench.take(first, lease=bench.lease * AMPLE)
         assert await bench.sole_settled(first, ack(delivery))
-        await bench.lease_ends()
+        await bench.lease_ends(AMPLE)
         await bench.take_nothing(second)
         await first.close()
         await bench.take_nothing(second)
@@ -255,9 +255,9 @@ class DeliveryLaws(TransportLaws):
     async def test_a_renewed_lease_holds_on(self, bench: TransportBench) -> None:
         first, second = bench.transport(), bench.transport()
         await bench.send(first, "1")
-        (delivery,) = await bench.take(first, lease=bench.lease)
+        (delivery,) = await bench.take(first, lease=bench.lease * AMPLE)
         assert list(await first.renew([delivery], lease=LONG)) == [True]
-        await bench.lease_ends()
+        await bench.lease_ends(AMPLE)
         await bench.take_nothing(second)
         assert await bench.sole_settled(first, ack(delivery))
 
@@ -277,12 +277,12 @@ class DeliveryLaws(TransportLaws):
     async def test_a_lost_lease_cannot_be_renewed(self, bench: TransportBench) -> None:
         first, second = bench.transport(), bench.transport()
         await bench.send(first, "1", "2")
-        lost, kept = await bench.take(first, 2, lease=bench.lease)
+        lost, kept = await bench.take(first, 2, lease=bench.lease * AMPLE)
         if not bench.capabilities.renewable_lease:  # neutral: held while the session lives
             assert list(await first.renew([lost, kept], lease=LONG)) == [True, True]
             return
         assert list(await first.renew([kept], lease=LONG)) == [True]
-        await bench.lease_ends()
+        await bench.lease_ends(AMPLE)
         assert ids(await bench.take(second)) == ["1"]
         assert list(await first.renew([lost, kept], lease=LONG)) == [False, True]
         assert await bench.sole_settled(first, ack(kept))

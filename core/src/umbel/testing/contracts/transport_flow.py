@@ -12,7 +12,7 @@ import pytest
 from umbel.errors import NotSupported, PublishRefused
 from umbel.model import Delivery, QueueSpec, evolve
 from umbel.ports.transport import Credit
-from umbel.testing.contracts.bench import closing, law
+from umbel.testing.contracts.bench import AMPLE, closing, law
 from umbel.testing.contracts.transport_bench import LONG, TransportBench, TransportLaws, ack, ids, requeue, unrouted
 
 YEAR = 365 * 86_400.0
@@ -181,13 +181,13 @@ class FlowLaws(TransportLaws):
         (delivery,) = await bench.take(transport)
         if not bench.capabilities.max_delay:
             with pytest.raises(NotSupported):
-                await transport.settle([requeue(delivery, delay=bench.lease)])
+                await transport.settle([requeue(delivery, delay=bench.lease * AMPLE)])
             return
-        assert await bench.sole_settled(transport, requeue(delivery, delay=bench.lease))
+        assert await bench.sole_settled(transport, requeue(delivery, delay=bench.lease * AMPLE))
         await bench.take_nothing(transport)
         depth = await bench.depth(transport)
         assert (depth.ready, depth.delayed, depth.leased) == (0, 1, 0)
-        await bench.lease_ends()
+        await bench.lease_ends(AMPLE)
         (again,) = await bench.take(transport)
         assert (unrouted(again.message), again.count) == (unrouted(delivery.message), 2)
 
