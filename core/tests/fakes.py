@@ -59,7 +59,7 @@ from umbel.ports.transport import BlockingPublisher, Broadcaster, Credit, QueueD
 from umbel.worker.worker import Worker
 
 
-def eventually(predicate: Callable[[], Any], timeout: float = 5) -> Any:
+def eventually(predicate: Callable[[], Any], timeout: float = 30) -> Any:
     """Wait until ``predicate()`` is true and return what it said; fail after ``timeout`` seconds."""
     deadline = time.monotonic() + timeout
     while not (found := predicate()):

@@ -25,7 +25,7 @@ _MAKERS = {"redis": "make_redis", "amqp": "make_rabbitmq"}
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400 if FULL else 120)
+@pytest.mark.timeout(400 if FULL else 300)
 @pytest.mark.parametrize("fleet", [*SAFE, ("redis", "redis")] if FULL else SAFE, indirect=True, ids="-".join)
 def test_a_worker_killed_between_two_calls_of_a_workflow(fleet: Fleet) -> None:  # noqa: F811  # the fixture
     """One worker after the other dies at a place of its own, and the last, which lives, ends what they have begun."""
@@ -44,7 +44,7 @@ def test_a_worker_killed_between_two_calls_of_a_workflow(fleet: Fleet) -> None: 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400 if FULL else 120)
+@pytest.mark.timeout(400 if FULL else 300)
 @pytest.mark.parametrize(
     ("broker", "store"),
     [("redis", "redis"), *([("redis", None), (None, "redis"), ("amqp", None)] if FULL else [])],
@@ -97,7 +97,7 @@ header = group(members()).on_error(canvas_shop.note.si(0, "group"))
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400 if FULL else 120)
+@pytest.mark.timeout(400 if FULL else 300)
 @pytest.mark.parametrize("fleet", SAFE, indirect=True, ids="-".join)
 def test_a_sender_killed_while_it_streams(fleet: Fleet) -> None:  # noqa: F811  # the fixture
     """The workflow that it leaves behind ends, its errbacks are told once, and its body is not started."""

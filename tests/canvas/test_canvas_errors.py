@@ -38,7 +38,7 @@ def test_exact_counts(copies: int) -> None:
             assert sent.state == ("FAILURE" if table_fails(case) else "SUCCESS"), case
             if table_fails(case):
                 with pytest.raises(ChordError, match="bad"):
-                    sent.get(timeout=5)
+                    sent.get(timeout=30)
 
 
 def test_on_error_of_a_composed_call_is_told_once() -> None:
@@ -81,7 +81,7 @@ def test_settled_gives_results_and_errors_as_values() -> None:
         sent = (group([lab.identity.s(1), lab.boom.s()], join="settled") | lab.identity.s()).apply_async()
         harness.run_until_idle(20)
         error = {"exc_type": "ValueError", "exc_message": ["bad"], "exc_module": "builtins"}
-        assert sent.get(timeout=5) == [{"state": "SUCCESS", "result": 1}, {"state": "FAILURE", "error": error}]
+        assert sent.get(timeout=30) == [{"state": "SUCCESS", "result": 1}, {"state": "FAILURE", "error": error}]
 
 
 def test_the_first_failure_cancels_the_others() -> None:
@@ -94,10 +94,10 @@ def test_the_first_failure_cancels_the_others() -> None:
         assert sent.state == "FAILURE"
         for child in list(sent.parent)[:5]:
             with pytest.raises(TaskRevoked):
-                child.get(timeout=5)
+                child.get(timeout=30)
         others = (group([lab.identity.s(1).set(countdown=3600), lab.boom.s()]) | lab.identity.s()).apply_async()
         harness.advance(3601)
-        assert others.parent[0].get(timeout=5) == 1, "they wait, unless they are to be cancelled"
+        assert others.parent[0].get(timeout=30) == 1, "they wait, unless they are to be cancelled"
 
 
 def test_a_workflow_is_cancelled_as_a_whole() -> None:
@@ -148,7 +148,7 @@ def test_a_workflow_is_retried_from_what_has_failed() -> None:
         new, number = retry(lab.app, sent.workflow)
         assert number == 2
         harness.run_until_idle(20)
-        assert sent.get(timeout=5) == [[7, 7, 7], 7]
+        assert sent.get(timeout=30) == [[7, 7, 7], 7]
         assert lab.calls == {**ran, "b": 2, "c": 2, "b2": 1, "body": 1, "end": 1}
         found = standing(lab.app, new)
         assert found is not None
@@ -169,10 +169,10 @@ def test_one_task_is_retried_and_what_still_fails_is_told_of() -> None:
         lab.flaws.clear()  # type: ignore[attr-defined]  # see `flawed`
         first, number = retry(lab.app, sent.workflow, sent.parent[0].id)
         harness.run_until_idle(20)
-        assert (number, sent.state, sent.parent[0].get(timeout=5)) == (1, "FAILURE", 1)
+        assert (number, sent.state, sent.parent[0].get(timeout=30)) == (1, "FAILURE", 1)
         second, _ = retry(lab.app, first)
         harness.run_until_idle(20)
-        assert (sent.get(timeout=5), lab.calls["a"], lab.calls["b"]) == ([1, 2], 2, 2)
+        assert (sent.get(timeout=30), lab.calls["a"], lab.calls["b"]) == ([1, 2], 2, 2)
         assert len({sent.workflow, first, second}) == 3
 
 
@@ -207,7 +207,7 @@ def test_the_command_draws_lists_cancels_and_retries() -> None:
         lab.flaws.clear()  # type: ignore[attr-defined]  # see `flawed`
         assert "1 task sent again" in umbel("retry", sent.workflow).output
         harness.run_until_idle(20)
-        assert sent.get(timeout=5) == list(range(120))
+        assert sent.get(timeout=30) == list(range(120))
         assert umbel("cancel", sent.workflow).exit_code == 0
 
 
@@ -231,7 +231,7 @@ def test_what_a_crash_interrupted_is_finished() -> None:
         harness.run_until_idle(20)
         assert not sent.ready()
         reconciled(lab, harness)
-        assert sent.get(timeout=5) == [1, 1]
+        assert sent.get(timeout=30) == [1, 1]
         assert len(lost) == 3
 
 
@@ -259,13 +259,13 @@ def test_a_running_member_adds_others_to_its_group(copies: int) -> None:
         sent = (group([lab.identity.s(0), grow.s(2), grow.s(1, "retry")]) | lab.identity.s()).apply_async()
         harness.run_until_idle(20)
         harness.advance(20)
-        assert sent.get(timeout=5) == [0, 2, 200, 201, "added", 1, 100, "added"]
+        assert sent.get(timeout=30) == [0, 2, 200, 201, "added", 1, 100, "added"]
         failed = (group([grow.s(1, "fail")]) | lab.identity.s()).apply_async()
         harness.run_until_idle(20)
         assert failed.state == "FAILURE"
         early = (group([grow.s(1), lab.boom.s()], join=1) | lab.identity.s()).apply_async()
         harness.advance(20)
-        assert early.get(timeout=5) == [1, 100, "added"]
+        assert early.get(timeout=30) == [1, 100, "added"]
 
 
 def test_what_cannot_be_added_is_said() -> None:

@@ -45,10 +45,10 @@ def check(lab: Lab, tree: Any, harness: Any) -> None:
     except Failed:
         assert record.state == "FAILURE"
         with pytest.raises((UmbelError, ValueError)):
-            sent.get(timeout=5)
+            sent.get(timeout=30)
     else:
         assert record.state == "SUCCESS"
-        assert sent.get(timeout=5) == value
+        assert sent.get(timeout=30) == value
     assert set(lab.once.values()) <= {1}, "a body has started twice"
     assert lab.inputs.keys() <= calls.keys(), "what was not to start has started"
     assert all(inputs == {repr(calls[label])} for label, inputs in lab.inputs.items()), "inputs in their order"
@@ -81,7 +81,7 @@ def test_each_ends_as_it_must_with_a_store_that_loses_answers(tree: Any, seed: i
         except Failed:
             assert record.state == "FAILURE"
         else:
-            assert sent.get(timeout=5) == value
+            assert sent.get(timeout=30) == value
         assert set(lab.once.values()) <= {1}, "a body has started twice"
 
 

@@ -23,7 +23,7 @@ def published(lab: Lab, chords: int, width: int) -> int:
             steps += [group([lab.note.si(n) for n in range(width)]), lab.note.si("body")]
         sent = chain(*steps).apply_async()
         harness.run_until_idle(60)
-        assert sent.get(timeout=5) == "body"
+        assert sent.get(timeout=30) == "body"
         return sum(map(weight, harness.published))
 
 

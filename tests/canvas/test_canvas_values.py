@@ -43,7 +43,7 @@ def running(lab: Lab) -> Iterator[Harness]:
 def value(harness: Harness, canvas: Canvas[Any], *args: Any, **options: Any) -> Any:
     sent = canvas.apply_async(args, **options)
     harness.run_until_idle(20)
-    return sent.get(timeout=5)
+    return sent.get(timeout=30)
 
 
 def test_what_canvases_come_to(lab: Any, running: Harness) -> None:
@@ -72,7 +72,7 @@ def test_what_canvases_come_to(lab: Any, running: Harness) -> None:
     ):
         if wanted is None:
             running.run_until_idle()
-            assert canvas.get(timeout=5) == 3, "a chord with its body given is sent"
+            assert canvas.get(timeout=30) == 3, "a chord with its body given is sent"
         else:
             assert value(running, canvas) == wanted, canvas
 
@@ -99,12 +99,12 @@ def test_countdowns_delay_the_beginning_alone(lab: Any, running: Harness) -> Non
     running.run_until_idle()
     assert not sent.parent.ready()
     running.advance(61)
-    assert sent.get(timeout=5) == 5
+    assert sent.get(timeout=30) == 5
     skewed = group([lab.add.s(1), lab.add.s(2)]).skew(10, step=10).apply_async()
     running.advance(11)
     assert skewed.completed_count() == 1
     running.advance(10)
-    assert skewed.get(timeout=5) == [1, 2]
+    assert skewed.get(timeout=30) == [1, 2]
 
 
 def test_handles_know_what_is_in_them_and_what_came_before(lab: Any, running: Harness) -> None:
@@ -112,9 +112,9 @@ def test_handles_know_what_is_in_them_and_what_came_before(lab: Any, running: Ha
     running.run_until_idle()
     header = sent.parent
     assert isinstance(header, GroupResult)
-    assert (len(header), [child.get(timeout=5) for child in header]) == (2, [2, 6])
-    assert (header[1].get(timeout=5), header[1].parent.get(timeout=5)) == (6, 3)
-    assert header.parent.get(timeout=5) == 1
+    assert (len(header), [child.get(timeout=30) for child in header]) == (2, [2, 6])
+    assert (header[1].get(timeout=30), header[1].parent.get(timeout=30)) == (6, 3)
+    assert header.parent.get(timeout=30) == 1
     assert header.parent.parent is None
     assert (header.ready(), header.successful(), header.failed(), header.completed_count()) == (True, True, False, 2)
     assert sorted(found for _, found in header.as_completed(5)) == [2, 6]
@@ -122,10 +122,10 @@ def test_handles_know_what_is_in_them_and_what_came_before(lab: Any, running: Ha
     header.save()
     restored = GroupResult.restore(header.id, lab.app)
     assert restored is not None
-    assert (restored, restored.get(timeout=5)) == (header, [2, 6])
+    assert (restored, restored.get(timeout=30)) == (header, [2, 6])
     header.delete()
     assert GroupResult.restore(header.id, lab.app) is None
-    assert workflow_result(sent.workflow, lab.app).get(timeout=5) == 8
+    assert workflow_result(sent.workflow, lab.app).get(timeout=30) == 8
     with pytest.raises(LookupError, match="workflows"):
         workflow_result("none", lab.app)
     header.forget()
@@ -164,16 +164,16 @@ def test_members_from_a_generator_are_made_as_they_are_sent(lab: Any, running: H
     sent = canvas.apply_async()
     assert made == 2500
     running.run_until_idle(60)
-    assert sent.get(timeout=5) == sum(range(2500))
+    assert sent.get(timeout=30) == sum(range(2500))
     assert (len(sent.parent), sent.parent.shown.members) == (2500, None), "no list of ids is kept"
-    assert sent.parent[2499].get(timeout=5) == 2499
+    assert sent.parent[2499].get(timeout=30) == 2499
     with pytest.raises(ValueError, match="generator"):
         canvas.apply_async()
     mixed = group(lab.add.s(n) if n % 2 else lab.add.s(n) | lab.add.s(1) for n in range(4)) | lab.identity.s()
     assert value(running, mixed) == [1, 1, 3, 3]
     nested = group(chord([lab.add.s(n), lab.add.s(1)], lab.total.s()) for n in range(3)).apply_async()
     running.run_until_idle(20)
-    assert nested.get(timeout=5) == [1, 2, 3]
+    assert nested.get(timeout=30) == [1, 2, 3]
     empty = (group(member for member in ()) | lab.identity.s()).set()
     assert value(running, empty) == []
 
@@ -250,7 +250,7 @@ def test_revoked_members_end_the_group(lab: Any, running: Harness) -> None:
     lab.app.result("revoked one").revoke()
     running.advance(61)
     with pytest.raises(TaskRevoked):
-        lab.app.result("revoked one").get(timeout=5)
+        lab.app.result("revoked one").get(timeout=30)
     assert sent.state == "FAILURE"
     late = (group([lab.add.s(1), lab.add.s(2).set(expires=30, countdown=60)]) | lab.total.s()).apply_async()
     running.advance(100)

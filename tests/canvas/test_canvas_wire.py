@@ -139,7 +139,7 @@ def test_a_chord_that_is_looked_after_by_a_task_is_ended_by_it(lab: Lab) -> None
         deliver(lab, harness, members[1])
         harness.advance(10)
         values = [sum(member["decoded"][0]) for member in members]
-        assert lab.app.result(body["options"]["task_id"]).get(timeout=5) == sum(values)
+        assert lab.app.result(body["options"]["task_id"]).get(timeout=30) == sum(values)
 
 
 def test_without_an_account_a_member_is_refused_by_name(lab: Lab) -> None:

@@ -181,7 +181,7 @@ def test_whatever_a_worker_dies_between_another_finishes_it_once(fails: bool, mo
                 if not fails:
                     replaced = ["replace.body", [["replace.1"], ["replace.2"]]]
                     value = ["body", [["retry"], replaced, ["second", ["first"]]]]
-                    assert sent.get(timeout=5) == value, last
+                    assert sent.get(timeout=30) == value, last
                 assert bool(lab.starts["told"]) is bool(lab.starts["told of the body"]) is fails, last
                 # What ran when its process died has not ended, and starts again: one for each slot of that worker.
                 again = {attempt: number for attempt, number in lab.bodies.items() if number > 1}

@@ -46,13 +46,13 @@ def test_records_of_members_and_of_workflows_may_be_compressed(monkeypatch: pyte
         monkeypatch.setattr(store, "get", squeezed)
         sent = (group([one.s(1), one.s(2)]) | one.s()).apply_async()
         harness.run_until_idle(20)
-        assert sent.get(timeout=5) == [1, 2]
+        assert sent.get(timeout=30) == [1, 2]
         unlock = app.signature("celery.chord_unlock", ("g", one.s().set(task_id="body").to_plain()))
         first = one.delay(5)
         harness.run_until_idle(20)
         unlock.delay(result=[[[first.id, None], None]])
         harness.run_until_idle(20)
-        assert app.result("body").get(timeout=5) == [5]
+        assert app.result("body").get(timeout=30) == [5]
 
 
 @pytest.mark.parametrize("members", [10, 1_200])

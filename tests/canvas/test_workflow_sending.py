@@ -97,7 +97,7 @@ def test_a_workflow_whose_sender_has_died_fails_once(lab: Lab, join: Any) -> Non
     assert told == {"told of the group": 1, "told of the body": 1, "told": 1}
     assert sorted(what for what in lab.calls if isinstance(what, int)) == [0, 1, 2, 3], "what was sent runs"
     with pytest.raises(WorkflowBroken, match="was not sent whole: its sender was lost"):
-        lab.app.result("body").get(timeout=5)
+        lab.app.result("body").get(timeout=30)
     with pytest.raises(UmbelError, match="only the program that sent it"):
         retry(lab.app, lab.workflow)
 
@@ -125,7 +125,7 @@ def test_the_members_are_cancelled_where_their_group_says_so(lab: Lab) -> None:
     lab.harness.advance(3600)
     assert not lab.calls
     with pytest.raises(TaskRevoked):
-        lab.app.result("member 0").get(timeout=5)
+        lab.app.result("member 0").get(timeout=30)
 
 
 def test_what_breaks_off_by_an_exception_fails_soon_and_says_why(lab: Lab) -> None:
@@ -134,7 +134,7 @@ def test_what_breaks_off_by_an_exception_fails_soon_and_says_why(lab: Lab) -> No
     lab.later(1)
     assert lab.state(lab.workflow) == "FAILURE"
     with pytest.raises(WorkflowBroken, match="ValueError: no more"):
-        lab.app.result("body").get(timeout=5)
+        lab.app.result("body").get(timeout=30)
     assert lab.calls["told"] == 1
 
 

@@ -136,5 +136,5 @@ def test_a_task_sees_its_stamps_and_hands_them_to_what_it_is_replaced_by(app: Um
     sent = app.tasks["seen"].s().stamp(tenant="acme").apply_async()
     replaced = app.tasks["instead"].s().stamp(tenant="acme").apply_async()
     harness.run_until_idle(20)
-    assert sent.get(timeout=5) == [{"tenant": "acme"}, ["tenant"]]
-    assert replaced.get(timeout=5) == [[{"tenant": "acme"}, ["tenant"]]]
+    assert sent.get(timeout=30) == [{"tenant": "acme"}, ["tenant"]]
+    assert replaced.get(timeout=30) == [[{"tenant": "acme"}, ["tenant"]]]

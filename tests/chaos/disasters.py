@@ -7,10 +7,10 @@ import resource
 import signal
 import sqlite3
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from cluster import send
+from cluster import parents, send, until
 from servers.proxy import CLIENT, SERVER
 from servers.redis import RedisServer
 from verdict import Struck
@@ -25,9 +25,27 @@ _FULL_AT = 4096
 
 
 def _struck(
-    kind: str, began: float, *, workers: frozenset[str] | None = frozenset(), pids: frozenset[int] = frozenset()
+    kind: str,
+    began: float,
+    *,
+    workers: frozenset[str] | None = frozenset(),
+    pids: frozenset[int] = frozenset(),
+    deafens: bool = False,
+    lingers: float = 0.0,
 ) -> Struck:
-    return Struck(kind=kind, began=began, ended=time.time(), workers=workers, pids=pids)
+    """It has just ended; what it broke may show itself for ``lingers`` seconds more."""
+    return Struck(kind=kind, began=began, ended=time.time() + lingers, workers=workers, pids=pids, deafens=deafens)
+
+
+def _kill(pids: Iterable[int]) -> None:
+    """SIGKILL."""
+    send(sorted(pids), signal.SIGKILL)
+    _wait_gone(pids)
+
+
+def _wait_gone(pids: Iterable[int]) -> None:
+    """A process may start tasks until it is gone, also one that only loses its parent."""
+    until(lambda: parents().keys().isdisjoint(pids), f"processes {sorted(pids)} are gone", timeout=60)
 
 
 # --- processes ------------------------------------------------------------------------------------
@@ -37,7 +55,7 @@ def kill_a_child(stage: Stage, chance: random.Random) -> Struck:
     began = time.time()
     children = [pid for keeper in stage.keepers for pid in keeper.children]
     chosen = frozenset(chance.sample(children, min(1, len(children))))
-    send(sorted(chosen), signal.SIGKILL)
+    _kill(chosen)
     return _struck("kill a child", began, pids=chosen)
 
 
@@ -46,14 +64,17 @@ def kill_a_fork_server(stage: Stage, chance: random.Random) -> Struck:
     began, keeper = time.time(), chance.choice(stage.keepers)
     children = set(keeper.children)
     servers = [pid for pid in keeper.worker.family[1:] if pid not in children]
-    send(servers[:1], signal.SIGKILL)
+    _kill(servers[:1])
+    _wait_gone(children)
     return _struck("kill a fork server", began, workers=frozenset([keeper.name]))
 
 
 def kill_a_worker(stage: Stage, chance: random.Random) -> Struck:
     """Alone, or with all its processes at once. It comes back under its old name, while its former leases still hold."""
     began, keeper = time.time(), chance.choice(stage.keepers)
+    children = keeper.children
     keeper.worker.kill() if chance.random() < 0.5 else keeper.worker.kill_all()
+    _wait_gone(children)
     return _struck("kill a worker", began, workers=frozenset([keeper.name]))
 
 
@@ -76,19 +97,25 @@ def freeze_a_child(stage: Stage, chance: random.Random) -> Struck:
 
 
 def freeze_a_worker(stage: Stage, chance: random.Random) -> Struck:
-    """For less than a lease, or for more: then others take over what it held."""
+    """For less than a lease, or for more: then others take over what it held.
+
+    Its children go on with what they have, until it looks at its leases again, at a third of one, and sees what is lost.
+    """
     began, keeper = time.time(), chance.choice(stage.keepers)
     stage.fleet.cluster.freeze(keeper.worker)
     time.sleep(chance.choice([0.3, stage.lease * 1.5]))
     keeper.worker.tell_all(signal.SIGCONT)
-    return _struck("freeze a worker", began, workers=frozenset([keeper.name]))
+    return _struck("freeze a worker", began, workers=frozenset([keeper.name]), lingers=stage.lease)
 
 
 # --- the machine ----------------------------------------------------------------------------------
 
 
 def step_the_clock_back(stage: Stage, chance: random.Random) -> Struck:
-    """By 90 s, of one worker or of all, and forward again: leases that they gave meanwhile look as if they had ended."""
+    """By 90 s, of one worker or of all, and forward again: leases that they gave meanwhile look as if they had ended.
+
+    Those of a claim that was under way are put right when they are next renewed, at a third of one.
+    """
     began = time.time()
     stepped = stage.keepers if chance.random() < 0.5 else [chance.choice(stage.keepers)]
     for keeper in stepped:
@@ -96,7 +123,7 @@ def step_the_clock_back(stage: Stage, chance: random.Random) -> Struck:
     time.sleep(chance.uniform(0.5, 1.0))
     for keeper in stepped:
         keeper.clock.write_text("0")
-    return _struck("step the clock back", began, workers=None)
+    return _struck("step the clock back", began, workers=None, lingers=stage.lease)
 
 
 def fill_the_disk(stage: Stage, chance: random.Random) -> Struck:
@@ -155,7 +182,7 @@ def slow_the_disk_down(stage: Stage, chance: random.Random) -> Struck:
 def reset_connections(stage: Stage, chance: random.Random) -> Struck:
     began = time.time()
     stage.proxy.reset()
-    return _struck("reset connections", began, workers=None)
+    return _struck("reset connections", began, workers=None, deafens=stage.fleet.broker.name == "rabbitmq")
 
 
 def black_hole(stage: Stage, chance: random.Random) -> Struck:
@@ -164,19 +191,19 @@ def black_hole(stage: Stage, chance: random.Random) -> Struck:
     stage.proxy.stall(*chance.choice([(CLIENT,), (SERVER,), (CLIENT, SERVER)]))
     time.sleep(chance.uniform(0.3, 2.0))
     stage.proxy.heal()
-    return _struck("black hole", began, workers=None)
+    return _struck("black hole", began, workers=None, deafens=stage.fleet.broker.name == "rabbitmq")
 
 
 def half_open(stage: Stage, chance: random.Random) -> Struck:
     began = time.time()
     stage.proxy.half_open(chance.choice([CLIENT, SERVER]))
-    return _struck("half open", began, workers=None)
+    return _struck("half open", began, workers=None, deafens=stage.fleet.broker.name == "rabbitmq")
 
 
 def cut_mid_frame(stage: Stage, chance: random.Random) -> Struck:
     began = time.time()
     stage.proxy.cut(chance.randint(1, 400), chance.choice([CLIENT, SERVER])).wait(1.0)
-    return _struck("cut mid frame", began, workers=None)
+    return _struck("cut mid frame", began, workers=None, deafens=stage.fleet.broker.name == "rabbitmq")
 
 
 def kill_the_broker(stage: Stage, chance: random.Random) -> Struck:
@@ -184,7 +211,7 @@ def kill_the_broker(stage: Stage, chance: random.Random) -> Struck:
     stage.fleet.broker.kill()
     time.sleep(chance.uniform(0.0, 0.5))
     stage.fleet.broker.server.start()
-    return _struck("kill the broker", began, workers=None)
+    return _struck("kill the broker", began, workers=None, deafens=stage.fleet.broker.name == "rabbitmq")
 
 
 def pause_the_broker(stage: Stage, chance: random.Random) -> Struck:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -95,6 +96,34 @@ class Keeper:
         return self.worker.children if self.worker.running else ()
 
 
+class Watch:
+    """Notices when the machine stood still: a thread that was to run at once ran much later. So may have done every worker."""
+
+    def __init__(self, longest: float, lingers: float) -> None:
+        """A gap of more than ``longest`` seconds counts, and may show itself for ``lingers`` seconds more."""
+        self.struck: list[Struck] = []
+        self._longest, self._lingers = longest, lingers
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, name="watch")
+
+    def _look(self) -> None:
+        before = time.time()
+        while not self._over.wait(0.05):
+            now = time.time()
+            if now - before > self._longest:
+                still = Struck(kind="the machine stood still", began=before, ended=now + self._lingers, workers=None)
+                self.struck.append(still)
+            before = now
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+
 @define
 class Stage:
     """One application, its broker, its result store, its workers."""
@@ -103,6 +132,7 @@ class Stage:
     results: RedisServer
     through: Proxy | None
     lease: float
+    watch: Watch
     step: float
     """Seconds by which clocks step back. So much later comes what a worker gives back meanwhile for want of its time."""
     keepers: list[Keeper] = field(factory=list)
@@ -205,7 +235,7 @@ class Stage:
             sent=self.sent,
             lines=self.fleet.cluster.ledger.lines(),
             states=self._states(),
-            faults=self.struck,
+            faults=[*self.struck, *self.watch.struck],
             left=self.fleet.broker.left(),
             dead=len(self.fleet.cluster.dead()),
             perhaps=frozenset(self.perhaps),
@@ -234,4 +264,6 @@ def staged(folder: Path, broker: str, rabbit: RabbitServer | None = None, *, ste
         if isinstance(made, RabbitBroker):
             settings["broker__options__heartbeat"] = HEARTBEAT
         fleet.configure(**settings)
-        yield Stage(fleet, results, proxy, float(settings.get("broker__lease", HEARTBEAT)), step)
+        lease = float(settings.get("broker__lease", HEARTBEAT))
+        watch = stack.enter_context(Watch(lease / 3, lease))
+        yield Stage(fleet, results, proxy, lease, watch, step)

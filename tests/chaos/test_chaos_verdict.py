@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cluster import until
 from load import MIX, mixed
+from stage import Watch
 from verdict import Evidence, Sent, Struck, judge
 
 A = Sent(id="a", kind="quick", at=0.5)
@@ -105,6 +107,23 @@ def test_at_most_once_may_be_lost_and_is_never_repeated() -> None:
     assert not judge(Evidence(sent=[early], lines=twice, states=DONE, faults=[struck])).good
 
 
+@pytest.mark.parametrize(
+    ("fault", "good"),
+    [
+        (Struck(kind="f", began=1.5, ended=1.6, workers=None, deafens=True), True),
+        (Struck(kind="f", began=1.5, ended=1.6, workers=None), False),
+        (Struck(kind="f", began=2.5, ended=2.6, workers=None, deafens=True), False),
+        (Struck(kind="f", began=0.1, ended=0.2, workers=None, deafens=True), False),
+    ],
+)
+def test_at_most_once_is_repeated_only_where_its_acknowledgement_may_not_have_arrived(
+    fault: Struck, good: bool
+) -> None:
+    early = Sent(id="a", kind="early", at=0.5, once=True)
+    twice = [*ONCE, line("start", 3.0), line("end", 3.1)]
+    assert judge(Evidence(sent=[early], lines=twice, states=DONE, faults=[fault])).good is good
+
+
 def test_what_kills_itself_explains_its_own_second_start_but_not_one_after_its_end() -> None:
     fatal = Sent(id="a", kind="dying", fatal=True)
     lines = [line("start", 1.0), line("start", 2.0, pid=9), line("end", 2.1, pid=9)]
@@ -121,6 +140,14 @@ def test_stalls_and_recovery_are_measured() -> None:
     assert verdict.longest_stall_calm == pytest.approx(1.0)
     assert verdict.recovery == {"f": pytest.approx(0.1)}
     assert verdict.to_plain()["good"] is True
+
+
+def test_a_machine_that_stands_still_is_a_fault_that_struck_every_worker() -> None:
+    with Watch(3600.0, 1.0) as calm, Watch(0.0, 1.0) as strict:
+        (still, *_) = until(lambda: strict.struck, "a gap")
+    assert calm.struck == []
+    assert still.workers is None
+    assert still.ended - still.began > 1.0
 
 
 def test_the_same_seed_draws_the_same_load_with_everything_in_it() -> None:

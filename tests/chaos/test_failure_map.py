@@ -53,7 +53,7 @@ def test_f06_a_worker_that_comes_back_under_its_name_neither_keeps_nor_repeats_w
     cluster: Cluster,
 ) -> None:
     """As pods of a set do: first while the former one drains, then after it was killed."""
-    cluster.configure(broker__lease=1.0, worker__concurrency=1, worker__grace=90)
+    cluster.configure(broker__lease=3.0, worker__concurrency=1, worker__grace=90)
     former = cluster.worker("--name", "pod-0")
     gate = cluster.folder / "gate"
     drained = cluster.send("gated", str(gate))
@@ -61,7 +61,7 @@ def test_f06_a_worker_that_comes_back_under_its_name_neither_keeps_nor_repeats_w
     former.tell(signal.SIGTERM)
     second = cluster.worker("--name", "pod-0")
     assert cluster.send("note", 1).get(timeout=30) == 1
-    time.sleep(1.5)  # a lease and a half
+    time.sleep(4.5)  # a lease and a half
     gate.touch()
     assert former.wait(30) == 0
     assert drained.get(timeout=30) is None

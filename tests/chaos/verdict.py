@@ -8,6 +8,9 @@ from typing import Any
 
 from attrs import asdict, field, frozen
 
+ON_THE_WAY = 1.0
+"""Seconds that an acknowledgement may be on its way, through the sockets and the queues of a busy server, to its disk."""
+
 
 @frozen(kw_only=True)
 class Sent:
@@ -37,6 +40,8 @@ class Struck:
     """Names of the workers whose tasks it may have made run again; None: any."""
     pids: frozenset[int] = frozenset()
     """Processes that it killed."""
+    deafens: bool = False
+    """Acknowledgements that were on their way may not have arrived, and nobody is told: RabbitMQ confirms none."""
 
     def touches(self, line: Mapping[str, Any]) -> bool:
         return self.workers is None or line["worker"] in self.workers or line["pid"] in self.pids
@@ -184,11 +189,16 @@ def _again(
         if since and fault.began <= later["at"] and fault.ended >= min(since):
             because = fault.kind
             break
-    if one.once:
-        because = ""  # nothing explains that
+    if one.once:  # it was acknowledged before its start: nothing explains another, but that this was not heard
+        because = next((f.kind for f in faults if f.deafens and _unheard(f, one, earlier)), "")
     elif one.fatal and not after_end:
         because = because or "its own death"
     return Again(id=one.id, kind=one.kind, after_end=after_end, because=because)
+
+
+def _unheard(fault: Struck, one: Sent, start: Mapping[str, Any]) -> bool:
+    """Whether the acknowledgement that came before ``start`` may have met with ``fault``."""
+    return fault.began - ON_THE_WAY <= start["at"] and one.at <= fault.ended
 
 
 def _gaps(lines: Sequence[Mapping[str, Any]]) -> list[tuple[float, int]]:

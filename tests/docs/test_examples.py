@@ -69,7 +69,7 @@ def run(page: Path, folder: Path) -> subprocess.CompletedProcess[str]:
         env={name: value for name, value in os.environ.items() if not name.startswith(("UMBEL_", "PYTEST_"))},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=200,
         check=False,
     )
 

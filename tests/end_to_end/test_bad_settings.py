@@ -155,7 +155,7 @@ def test_a_plugin_that_cannot_be_used_is_told_with_its_distribution(
 def test_a_plugin_that_nobody_names_is_not_even_imported(cluster: Cluster) -> None:
     install(cluster, "odd-pool", POOL, "odd", "raise SystemExit('imported')")
     worker = cluster.worker()
-    assert cluster.send("add", 1, 1).get(timeout=10) == 2
+    assert cluster.send("add", 1, 1).get(timeout=30) == 2
     assert worker.end() == 0
 
 

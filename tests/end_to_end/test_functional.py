@@ -50,7 +50,7 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def test_a_result_comes_back(site: Site) -> None:
     result = site.send("add", 2, 3)
-    assert result.get(timeout=10) == 5
+    assert result.get(timeout=30) == 5
     assert result.state == "SUCCESS"
     assert result.get(timeout=0.5) == 5
     result.forget()
@@ -72,34 +72,34 @@ def test_a_result_comes_back(site: Site) -> None:
     ids=lambda value: type(value).__name__,
 )
 def test_values_travel_as_they_are(site: Site, value: Any) -> None:
-    assert site.send("note", value).get(timeout=10) == value
+    assert site.send("note", value).get(timeout=30) == value
 
 
 def test_annotated_arguments_arrive_as_annotated(site: Site) -> None:
-    assert site.send("next_day", "2026-02-03T00:00:00").get(timeout=10) == datetime(2026, 2, 4)
+    assert site.send("next_day", "2026-02-03T00:00:00").get(timeout=30) == datetime(2026, 2, 4)
 
 
 def test_an_exception_comes_back_as_itself_with_the_workers_traceback(site: Site) -> None:
     result = site.send("fail", "no such order")
     with pytest.raises(ValueError, match="no such order") as raised:
-        result.get(timeout=10)
+        result.get(timeout=30)
     assert "in fail" in "".join(raised.value.__notes__)
     assert result.state == "FAILURE"
     assert "in fail" in (result.traceback or "")
-    assert isinstance(result.get(timeout=1, propagate=False), ValueError)
+    assert isinstance(result.get(timeout=30, propagate=False), ValueError)
     assert len(site.ledger.starts(result.id)) == 1
 
 
 def test_an_exception_beside_the_usual_tree_is_a_failure_and_no_crash(site: Site) -> None:
     result = site.send("raise_unheard", "psst")
     with pytest.raises((TaskFailed, BaseException), match="psst"):
-        result.get(timeout=10)
+        result.get(timeout=30)
     assert len(site.ledger.starts(result.id)) == 1
 
 
 def test_wrong_arguments_are_a_failure(site: Site) -> None:
     with pytest.raises(TypeError, match="missing 1 required positional argument"):
-        site.send("add", 1).get(timeout=10)
+        site.send("add", 1).get(timeout=30)
 
 
 def test_an_argument_that_cannot_be_serialised_is_refused_at_the_call_and_nothing_is_sent(site: Site) -> None:
@@ -116,7 +116,7 @@ def test_a_result_that_does_not_come_is_a_timeout(site: Site) -> None:
 
 
 def test_callers_headers_reach_the_task(site: Site) -> None:
-    assert site.send("tell_headers", headers={"tenant": 7}).get(timeout=10)["tenant"] == 7
+    assert site.send("tell_headers", headers={"tenant": 7}).get(timeout=30)["tenant"] == 7
 
 
 # --- retries ------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ def test_callers_headers_reach_the_task(site: Site) -> None:
 
 def test_a_task_that_retries_keeps_its_id_and_counts(site: Site) -> None:
     result = site.send("flaky", 2)
-    assert result.get(timeout=10) == 2
+    assert result.get(timeout=30) == 2
     assert [line["retries"] for line in site.ledger.starts(result.id)] == [0, 1, 2]
     assert {line["attempt"] for line in site.ledger.starts(result.id)} == {1}
 
@@ -132,14 +132,14 @@ def test_a_task_that_retries_keeps_its_id_and_counts(site: Site) -> None:
 def test_an_exception_that_retries_by_itself_fails_when_the_retries_are_spent(site: Site) -> None:
     result = site.send("unreachable")
     with pytest.raises(ConnectionError, match="nobody answers"):
-        result.get(timeout=10)
+        result.get(timeout=30)
     assert len(site.ledger.starts(result.id)) == 3
 
 
 def test_the_state_retry_shows_while_a_retry_waits(site: Site) -> None:
     result = site.send("flaky", 1, 1.0)
     until(lambda: result.state == "RETRY", "the state RETRY")
-    assert result.get(timeout=10) == 1
+    assert result.get(timeout=30) == 1
 
 
 # --- when and whether ---------------------------------------------------------------------------
@@ -149,14 +149,14 @@ def test_a_countdown_is_never_early(site: Site) -> None:
     delays = [0.3, 0.6, 0.45]
     sent = [(time.time(), delay, site.send("note", delay, countdown=delay)) for delay in delays]
     for at, delay, result in sent:
-        result.get(timeout=10)
+        result.get(timeout=30)
         assert site.ledger.starts(result.id)[0]["at"] >= at + delay
 
 
 def test_an_eta_is_never_early(site: Site) -> None:
     due = datetime.now(UTC) + timedelta(seconds=0.5)
     result = site.send("note", 1, eta=due)
-    result.get(timeout=10)
+    result.get(timeout=30)
     assert site.ledger.starts(result.id)[0]["at"] >= due.timestamp()
 
 
@@ -164,7 +164,7 @@ def test_what_has_expired_is_not_run(site: Site) -> None:
     results = [site.send("note", 1, expires=-1), site.send("note", 1, countdown=0.4, expires=0.1)]
     for result in results:
         with pytest.raises(TaskRevoked, match="expired"):
-            result.get(timeout=10)
+            result.get(timeout=30)
         assert result.state == "REVOKED"
         assert site.ledger.starts(result.id) == []
 
@@ -189,7 +189,7 @@ def test_started_is_told_where_it_is_wanted(site: Site) -> None:
     until(lambda: result.state == "STARTED", "the state STARTED")
     assert result.info["pid"] == site.ledger.starts(result.id)[0]["pid"]
     gate.touch()
-    assert result.get(timeout=10) == "done"
+    assert result.get(timeout=30) == "done"
     gate.unlink()
 
 
@@ -200,7 +200,7 @@ def test_progress_is_seen_by_others_while_the_task_runs(site: Site) -> None:
     assert result.info == {"done": 3, "of": 10}
     assert not result.ready()
     gate.touch()
-    assert result.get(timeout=10) == "all"
+    assert result.get(timeout=30) == "all"
     gate.unlink()
 
 
@@ -214,7 +214,7 @@ def test_a_task_may_say_ignore_me(site: Site) -> None:
 def test_a_rejected_task_is_a_dead_letter(site: Site) -> None:
     result = site.send("reject", "not for me")
     with pytest.raises(Exception, match="not for me"):
-        result.get(timeout=10)
+        result.get(timeout=30)
     letter = until(lambda: next((m for m in site.dead() if m.id == result.id), None), "the dead letter")
     assert "rejected" in letter.headers[HEADER_DEAD_CAUSE]
     assert "not for me" in letter.headers[HEADER_DEAD_CAUSE]
@@ -225,7 +225,7 @@ def test_a_task_rejected_back_to_its_queue_runs_again(site: Site) -> None:
     result = site.send("requeue_until", str(gate))
     site.ledger.wait_start(result.id, number=2)
     gate.touch()
-    assert result.get(timeout=10) == "now"
+    assert result.get(timeout=30) == "now"
     assert result.id not in [letter.id for letter in site.dead()]
     gate.unlink()
 
@@ -235,20 +235,20 @@ def test_a_task_rejected_back_to_its_queue_runs_again(site: Site) -> None:
 
 def test_tasks_send_tasks(site: Site) -> None:
     parent = site.send("send_notes", 5)
-    children = parent.get(timeout=10)
-    assert [site.app.result(child).get(timeout=10) for child in children] == list(range(5))
+    children = parent.get(timeout=30)
+    assert [site.app.result(child).get(timeout=30) for child in children] == list(range(5))
     record = parent.record()
     assert record is not None
     assert record["children"] == [[[child, None], None] for child in children]
 
 
 def test_a_task_waits_for_the_task_it_sent(site: Site) -> None:
-    assert site.send("ask_for_sum", 20, 22).get(timeout=15) == 42
+    assert site.send("ask_for_sum", 20, 22).get(timeout=30) == 42
 
 
 def test_async_tasks_run_send_and_await(site: Site) -> None:
-    assert site.send("async_sum", 1, 2).get(timeout=15) == 3
-    assert site.send("async_sleep", 0.05, "slept").get(timeout=10) == "slept"
+    assert site.send("async_sum", 1, 2).get(timeout=30) == 3
+    assert site.send("async_sleep", 0.05, "slept").get(timeout=30) == "slept"
 
 
 def test_callbacks_get_the_result(site: Site) -> None:
@@ -259,8 +259,8 @@ def test_callbacks_get_the_result(site: Site) -> None:
         app.signature("shop.add", (20,)).set(task_id=link_ids[1]).to_plain(),
     ]
     result = site.send("add", 1, 2, link=links)
-    assert result.get(timeout=10) == 3
-    assert [app.result(id).get(timeout=10) for id in link_ids] == [13, 23]
+    assert result.get(timeout=30) == 3
+    assert [app.result(id).get(timeout=30) for id in link_ids] == [13, 23]
 
 
 def test_errbacks_get_the_failed_tasks_id_and_callbacks_are_not_called(site: Site) -> None:
@@ -269,7 +269,7 @@ def test_errbacks_get_the_failed_tasks_id_and_callbacks_are_not_called(site: Sit
     link = site.app.signature("shop.add", (1,)).set(task_id=never)
     result = site.send("fail", "oh", link=link, link_error=errback)
     with pytest.raises(ValueError, match="oh"):
-        result.get(timeout=10)
+        result.get(timeout=30)
     until(lambda: [line for line in site.ledger.lines("errback") if line["value"] == result.id], "the errback")
     assert site.ledger.starts(never) == []
 
@@ -282,8 +282,8 @@ def test_a_chain_hands_its_results_on(site: Site) -> None:
         for n, id in zip((10, 100, 1000), ids, strict=True)
     ]
     result = site.send("add", 1, 1, chain=list(reversed(steps)))
-    assert result.get(timeout=10) == 2
-    assert [site.app.result(id).get(timeout=10) for id in ids] == [12, 112, 1112]
+    assert result.get(timeout=30) == 2
+    assert [site.app.result(id).get(timeout=30) for id in ids] == [12, 112, 1112]
 
 
 def test_a_chain_ends_with_its_first_failure_and_waiting_for_its_end_says_so(site: Site) -> None:
@@ -293,10 +293,10 @@ def test_a_chain_ends_with_its_first_failure_and_waiting_for_its_end_says_so(sit
         site.app.signature("shop.fail", ("half way",)).set(task_id=ids[0]).to_plain() | {"immutable": True},
     ]
     result = site.send("add", 1, 1, chain=chain)
-    assert result.get(timeout=10) == 2
+    assert result.get(timeout=30) == 2
     for id in ids:
         with pytest.raises(ValueError, match="half way"):
-            site.app.result(id).get(timeout=10)
+            site.app.result(id).get(timeout=30)
     assert site.ledger.starts(ids[1]) == []
 
 
@@ -305,10 +305,10 @@ def test_a_chain_ends_with_its_first_failure_and_waiting_for_its_end_says_so(sit
 
 def test_a_soft_limit_interrupts(site: Site) -> None:
     began = time.monotonic()
-    assert site.send("soft", 20).get(timeout=15) == "interrupted"
-    assert site.send("unlimited", 20, soft_time_limit=0.2).get(timeout=15) == "interrupted"
+    assert site.send("soft", 20).get(timeout=30) == "interrupted"
+    assert site.send("unlimited", 20, soft_time_limit=0.2).get(timeout=30) == "interrupted"
     assert time.monotonic() - began < 15
-    assert site.send("soft", 0.05).get(timeout=10) == "slept"
+    assert site.send("soft", 0.05).get(timeout=30) == "slept"
 
 
 # --- many ---------------------------------------------------------------------------------------

@@ -188,7 +188,7 @@ def test_limits_meet_the_task_that_they_are_for(start: Pools, cluster: Cluster) 
     bystanders = [call(app, "nap", 1.5), call(app, "anap", 1.5)]
     for name in ("soft", "asoft", "spin", "aspin"):
         handles = [call(app, name, 20) for _ in range(1 if "spin" in name else 3)]
-        assert {handle.get(timeout=15) for handle in handles} == {"soft limit"}
+        assert {handle.get(timeout=30) for handle in handles} == {"soft limit"}
     (child,) = worker.children
     assert [handle.get(timeout=20) for handle in bystanders] == [child, child]
     beside, deaf = call(app, "nap", 2.0), call(app, "deaf", 60)

@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 import redis
 from attrs import define, field
+from cluster import FULL
 from servers.process import Server
 from servers.rabbitmq import RabbitServer
 from servers.redis import RedisServer
@@ -25,7 +26,7 @@ class Broker(ABC):
     hasty: ClassVar[Mapping[str, Any]]
     """Settings with which it is noticed as soon as may be: for many faults in little time."""
     resumes: ClassVar[float]
-    """Seconds in which work goes on after the broker, or the way to it, is whole again."""
+    """Seconds in which work goes on after the broker, or the way to it, is whole again; twice as many amid other tests."""
     restarts: float
     """Seconds that it may take to come back after a kill, and a worker with it."""
     url: str
@@ -65,7 +66,7 @@ class RedisBroker(Broker):
         "broker__options__timeout": 1.0,
         "broker__options__connect_timeout": 1.0,
     }
-    resumes: ClassVar[float] = 30.0
+    resumes: ClassVar[float] = 30.0 if FULL else 60.0
     restarts: ClassVar[float] = 5.0  # type: ignore[misc]  # the same for each
 
     server: RedisServer
@@ -109,7 +110,7 @@ class RabbitBroker(Broker):
         "broker__options__timeout": 2.0,
         "broker__options__connect_timeout": 1.0,
     }
-    resumes: ClassVar[float] = 45.0
+    resumes: ClassVar[float] = 45.0 if FULL else 90.0
 
     server: RabbitServer
     restarts: float = 30.0

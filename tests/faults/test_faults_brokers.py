@@ -17,12 +17,12 @@ from servers.redis import RedisServer
 from umbel.errors import BrokerUnavailable, PublishRefused
 
 DEADLINE = 1.0
-MARGIN = 1.5
+MARGIN = 3.0
 """Seconds beyond the deadline in which a call must have ended, on a machine that does other things too."""
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_what_a_broker_accepts_is_done_though_it_is_killed_and_stopped_meanwhile(fleet: Fleet) -> None:
     """A client goes on sending: its calls end in time, and whatever they were told is true."""
     fleet.configure(broker__publish_timeout=DEADLINE, worker__max_deliveries=20, **fleet.broker.patient)
@@ -48,7 +48,7 @@ def test_what_a_broker_accepts_is_done_though_it_is_killed_and_stopped_meanwhile
             resumed.append(time.monotonic() - began)
     assert sender.wrong == []
     assert sender.longest < DEADLINE + MARGIN
-    fleet.wait_done(timeout=60)
+    fleet.wait_done(timeout=120)
     again = fleet.check_ledger(sender.accepted, perhaps=sender.refused)
     print(
         f"{fleet.broker.name}: {len(sender.accepted)} accepted, {len(sender.refused)} raised, {again} started again,"

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from cluster import Cluster, until
+from cluster import FULL, Cluster, until
+
+LATE = 0.25 if FULL else 0.75
 
 
 def limited(fleet: Cluster, task: str, options: dict[str, Any], **settings: Any) -> None:
@@ -44,8 +46,8 @@ def test_two_workers_together_start_no_more_than_the_rate_of_the_fleet(fleet: Cl
     starts = sorted(line["at"] for line in fleet.ledger.starts())
     assert len(starts) == 90
     for seconds in (0.5, 1.0, 2.0, 3.0):
-        # Starts are noted where they happen, a busy machine's quarter of a second after they were allowed.
-        assert most_in(starts, seconds) <= 20 + 20 * (seconds + 0.25) + 1, seconds
+        # Starts are noted where they happen, on a busy machine some time after they were allowed.
+        assert most_in(starts, seconds) <= 20 + 20 * (seconds + LATE) + 1, seconds
     assert {line["worker"] for line in fleet.ledger.starts()} == {"one", "two"}
     assert {line["attempt"] for line in fleet.ledger.starts()} == {1}
     assert starts[-1] - starts[0] < 20
@@ -78,7 +80,7 @@ def test_slots_of_a_worker_that_is_killed_are_free_within_its_lease(fleet: Clust
     assert fleet.ledger.starts(second.id) == []
     killed = time.time()
     doomed.kill_all()
-    until(lambda: len(fleet.ledger.starts()) == 2, "the slot is free", timeout=15)
+    until(lambda: len(fleet.ledger.starts()) == 2, "the slot is free")
     assert (
         fleet.ledger.starts()[-1]["at"] <= killed + 2.0 + 10.0
     )  # the lease, and twice the longest time between two looks
@@ -95,7 +97,7 @@ def test_a_worker_that_is_stopped_gives_its_slots_up(fleet: Cluster) -> None:
     first = fleet.worker("--name", "first")
     sent = fleet.send_many("note", [(n, 0.3) for n in range(4)])
     until(fleet.ledger.starts, "a start")
-    assert first.end(within=10) == 0
+    assert first.end() == 0
     assert not fleet.depth().leased
     fleet.worker("--name", "second")
     assert [result.get(timeout=20) for result in sent] == list(range(4))
@@ -105,7 +107,7 @@ def test_a_worker_that_is_stopped_gives_its_slots_up(fleet: Cluster) -> None:
 @pytest.mark.parametrize("fleet", ["sqlite"], indirect=True)
 def test_a_worker_that_was_frozen_past_its_lease_ends_what_ran_under_a_slot_that_has_passed_on(fleet: Cluster) -> None:
     """Frozen with its children. The bound: they are one too many from waking up until the renewal, a third of a lease."""
-    limited(fleet, "note", {"concurrency_limit": 1}, broker__lease=1.5, worker__concurrency=1)
+    limited(fleet, "note", {"concurrency_limit": 1}, broker__lease=3.0, worker__concurrency=1)
     frozen = fleet.worker("--name", "frozen")
     first = fleet.send("note", 1, 60)
     fleet.ledger.wait_start(first.id)

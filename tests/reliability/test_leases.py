@@ -44,7 +44,7 @@ def test_f04_a_worker_that_was_frozen_past_its_lease_cannot_end_what_another_has
     cluster: Cluster, whole: bool
 ) -> None:
     """F4: another worker runs the task; the late end is refused; one result, nothing dead, nothing stuck."""
-    cluster.configure(broker__lease=1.0, worker__concurrency=1)
+    cluster.configure(broker__lease=3.0, worker__concurrency=1)
     frozen = cluster.worker("--name", "frozen")
     gate = cluster.folder / "gate"
     task = cluster.send("gated", str(gate))
@@ -56,20 +56,20 @@ def test_f04_a_worker_that_was_frozen_past_its_lease_cannot_end_what_another_has
     assert second["worker"] == "healthy"
     frozen.tell_all(signal.SIGCONT)
     gate.touch()
-    task.get(timeout=10)
+    task.get(timeout=30)
     frozen.logged("does not count")
     cluster.wait_empty()
     assert cluster.dead() == []
     assert len(cluster.ledger.starts(task.id)) == 2
 
-    assert [cluster.send("add", n, n).get(timeout=10) for n in range(5)] == [0, 2, 4, 6, 8]
+    assert [cluster.send("add", n, n).get(timeout=30) for n in range(5)] == [0, 2, 4, 6, 8]
     assert frozen.running
     assert healthy.running
 
 
 def test_f04_a_late_end_neither_stores_its_result_nor_settles_the_delivery(cluster: Cluster) -> None:
     """F4: the frozen worker's child ended long ago, and its word arrives while the new holder still runs."""
-    cluster.configure(broker__lease=1.0, worker__concurrency=1)
+    cluster.configure(broker__lease=3.0, worker__concurrency=1)
     frozen = cluster.worker("--name", "frozen")
     task = cluster.send("whoami", 2.0)
     cluster.ledger.wait_start(task.id)
@@ -79,7 +79,7 @@ def test_f04_a_late_end_neither_stores_its_result_nor_settles_the_delivery(clust
     until(lambda: len(cluster.ledger.ends(task.id)) == 1, "the end in the frozen worker's child")
     frozen.tell(signal.SIGCONT)
     frozen.logged("does not count")
-    assert task.get(timeout=10) == second["pid"]
+    assert task.get(timeout=30) == second["pid"]
     cluster.wait_empty()
     assert cluster.dead() == []
 
@@ -93,7 +93,7 @@ def held_back(cluster: Cluster) -> None:
 
 def test_f13_a_worker_that_wakes_up_without_any_of_its_leases_goes_on_working(cluster: Cluster) -> None:
     """F13: redelivered messages that it held back, and lost while it was frozen, do not use up its room for ever."""
-    cluster.configure(broker__lease=1.0, worker__max_deliveries=10)
+    cluster.configure(broker__lease=3.0, worker__max_deliveries=10)
     frozen = cluster.worker("--name", "frozen")
     first = cluster.worker("--name", "first")
     # Work that is known to be quick is held in numbers; what a killed worker held comes back as redelivered.
@@ -118,8 +118,8 @@ def test_f13_a_worker_that_wakes_up_without_any_of_its_leases_goes_on_working(cl
     frozen.tell_all(signal.SIGCONT)
     again = cluster.send_many("note", [(n,) for n in range(20)])
     assert [result.get(timeout=20) for result in again] == list(range(20))
-    assert [result.get(timeout=5) for result in held] == list(range(30))
-    assert [result.get(timeout=5) for result in gates] == [None, None]
+    assert [result.get(timeout=30) for result in held] == list(range(30))
+    assert [result.get(timeout=30) for result in gates] == [None, None]
     assert cluster.dead() == []
 
 
@@ -137,9 +137,9 @@ def test_what_a_busy_worker_has_not_started_is_done_by_an_idle_one(cluster: Clus
         cluster.ledger.wait_start(task.id)
     quick = cluster.send_many("note", [(n,) for n in range(30)])
     cluster.worker("--name", "idle")
-    assert [task.get(timeout=5) for task in quick] == list(range(30))
+    assert [task.get(timeout=30) for task in quick] == list(range(30))
     assert {line["worker"] for task in quick for line in cluster.ledger.starts(task.id)} == {"idle"}
     assert {line["attempt"] for line in cluster.ledger.starts()} == {1}
     gate.touch()
-    assert [task.get(timeout=5) for task in long] == [None] * slots
+    assert [task.get(timeout=30) for task in long] == [None] * slots
     assert busy.running

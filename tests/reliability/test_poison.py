@@ -25,7 +25,7 @@ def test_f16_a_task_that_kills_its_child_starts_three_times_and_goes_to_the_dead
 
     for killer in killers.values():
         with pytest.raises(WorkerLost):
-            killer.get(timeout=10)
+            killer.get(timeout=30)
         assert killer.state == "FAILURE"
     cluster.wait_empty()
 
@@ -42,7 +42,7 @@ def test_f16_a_task_that_kills_its_child_starts_three_times_and_goes_to_the_dead
         assert signs[how] in headers[HEADER_DEAD_CAUSE]
         assert headers[HEADER_DEAD_QUEUE] == "default"
         assert headers[HEADER_DEAD_COUNT] == 3
-    assert [innocent.get(timeout=10) for innocent in innocents] == list(range(len(innocents)))
+    assert [innocent.get(timeout=30) for innocent in innocents] == list(range(len(innocents)))
 
 
 def restart_until_empty(cluster: Cluster) -> int:
@@ -72,10 +72,10 @@ def test_f16_a_task_that_kills_its_whole_worker_starts_three_times_and_what_was_
     assert restart_until_empty(cluster) == 3
     assert len(cluster.ledger.starts(killer.id)) == 3
     with pytest.raises(WorkerLost):
-        killer.get(timeout=10)
+        killer.get(timeout=30)
     assert [letter.id for letter in cluster.dead()] == [killer.id]
     assert "lost" in cluster.dead()[0].headers[HEADER_DEAD_CAUSE]
-    assert [result.get(timeout=10) for result in held] == list(range(30))
+    assert [result.get(timeout=30) for result in held] == list(range(30))
 
 
 @pytest.mark.slow
@@ -88,7 +88,7 @@ def test_what_runs_beside_a_task_that_kills_its_worker_is_not_a_dead_letter(clus
     killer = cluster.send("kill_worker")
     restart_until_empty(cluster)
     assert [letter.id for letter in cluster.dead()] == [killer.id]
-    assert beside.get(timeout=10) == "beside"
+    assert beside.get(timeout=30) == "beside"
 
 
 def test_a_lost_task_that_was_acknowledged_early_runs_once(cluster: Cluster) -> None:
@@ -96,7 +96,7 @@ def test_a_lost_task_that_was_acknowledged_early_runs_once(cluster: Cluster) -> 
     cluster.worker()
     result = cluster.send("die_early")
     with pytest.raises(WorkerLost):
-        result.get(timeout=10)
+        result.get(timeout=30)
     cluster.wait_empty()
     time.sleep(0.2)
     assert len(cluster.ledger.starts(result.id)) == 1
@@ -106,7 +106,7 @@ def test_a_lost_task_that_was_acknowledged_early_runs_once(cluster: Cluster) -> 
 def test_a_task_that_crashes_once_is_done_the_second_time(cluster: Cluster) -> None:
     cluster.worker()
     result = cluster.send("die_once", str(cluster.folder / "flag"))
-    result.get(timeout=10)
+    result.get(timeout=30)
     assert [line["attempt"] for line in cluster.ledger.starts(result.id)] == [1, 2]
 
 
@@ -116,7 +116,7 @@ def test_a_task_that_exits_is_lost_and_its_worker_lives(cluster: Cluster) -> Non
     worker = cluster.worker()
     result = cluster.send("leave", 3)
     with pytest.raises(WorkerLost, match="exit code 3"):
-        result.get(timeout=10)
-    assert cluster.send("add", 1, 1).get(timeout=10) == 2
+        result.get(timeout=30)
+    assert cluster.send("add", 1, 1).get(timeout=30) == 2
     assert worker.running
     until(lambda: [letter.id for letter in cluster.dead()] == [result.id], "the dead letter")

@@ -10,8 +10,8 @@ from collections import Counter
 import pytest
 from cluster import FULL, Cluster, WorkerProcess, until
 
-MARGIN = 2.0
-"""Seconds beyond the grace period within which a worker must have ended."""
+MARGIN = 2.0 if FULL else 8.0
+"""Seconds beyond the grace period within which a worker must have ended; more on a machine that does other things too."""
 
 
 ROUNDS = {"prefork": 200, "threads": 40, "asyncio": 40} if FULL else {"prefork": 3}
@@ -28,7 +28,7 @@ def told_to_stop(worker: WorkerProcess, chance: random.Random) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600 if FULL else 120)
+@pytest.mark.timeout(3600 if FULL else 300)
 @pytest.mark.parametrize("pool", ROUNDS)
 def test_f19_a_worker_stopped_at_random_moments_under_load_loses_and_repeats_nothing(
     cluster: Cluster, pool: str
@@ -59,7 +59,7 @@ def test_f19_a_worker_stopped_at_random_moments_under_load_loses_and_repeats_not
     print(
         f"{ROUNDS[pool]} rounds, {len(sent)} tasks, {len(starts) - len(sent)} interrupted by a second signal and run again"
     )
-    assert [result.get(timeout=5) for result in sent] == list(range(len(sent)))
+    assert [result.get(timeout=30) for result in sent] == list(range(len(sent)))
     assert cluster.dead() == []
 
 
@@ -71,10 +71,10 @@ def test_a_task_within_the_grace_period_ends_and_the_rest_goes_back(cluster: Clu
     waiting = cluster.send_many("note", [(n, 0) for n in range(5)])
     worker.tell(signal.SIGTERM)
     assert worker.wait(10 + MARGIN) == 0
-    assert running.get(timeout=1) == "running"
+    assert running.get(timeout=30) == "running"
     assert cluster.depth().ready == len(waiting)
     cluster.worker()
-    assert [result.get(timeout=10) for result in waiting] == list(range(5))
+    assert [result.get(timeout=30) for result in waiting] == list(range(5))
     assert {line["attempt"] for line in cluster.ledger.starts()} == {1}
 
 
@@ -94,7 +94,7 @@ def test_a_task_longer_than_the_grace_period_goes_back_uncounted_and_the_next_wo
     cluster.worker()
     assert cluster.ledger.wait_start(task.id, number=2)["attempt"] == 1
     (cluster.folder / "gate").touch()
-    assert task.get(timeout=10) == "opened"
+    assert task.get(timeout=30) == "opened"
     assert cluster.dead() == []
 
 
@@ -110,7 +110,7 @@ def test_a_second_signal_hurries(cluster: Cluster) -> None:
     assert worker.end(within=MARGIN) == 0
     (cluster.folder / "gate").touch()
     cluster.worker()
-    assert task.get(timeout=10) == 1
+    assert task.get(timeout=30) == 1
     assert [line["attempt"] for line in cluster.ledger.starts(task.id)] == [1, 1]
 
 
@@ -124,7 +124,7 @@ def test_a_signal_to_every_process_of_the_worker_is_one_to_the_worker(cluster: C
     assert len(worker.family) == 4
     worker.tell_all(signum)
     assert worker.wait(10 + MARGIN) == 0
-    assert [task.get(timeout=1) for task in tasks] == [1, None]
+    assert [task.get(timeout=30) for task in tasks] == [1, None]
     assert len(cluster.ledger.starts()) == 2
     assert cluster.stragglers() == []
 
@@ -144,7 +144,7 @@ def test_f19_rolling_restarts_cost_no_attempt(cluster: Cluster) -> None:
         worker = cluster.worker()
     cluster.ledger.wait_start(task.id, number=6)
     gate.touch()
-    assert task.get(timeout=10) is None
+    assert task.get(timeout=30) is None
     assert cluster.dead() == []
 
 
@@ -163,7 +163,7 @@ def test_tasks_acknowledged_early_that_have_not_started_are_not_lost_at_a_shutdo
     (cluster.folder / "gate").touch()
     assert worker.wait(10 + MARGIN) == 0
     cluster.worker()
-    assert [result.get(timeout=10) for result in reserved] == list(range(50))
+    assert [result.get(timeout=30) for result in reserved] == list(range(50))
     counts = Counter(line["id"] for line in cluster.ledger.starts(task="shop.early"))
     assert counts == {result.id: 1 for result in reserved}
 
@@ -176,5 +176,5 @@ def test_a_worker_told_to_stop_while_it_starts_ends_at_once(cluster: Cluster, de
     until(lambda: "tasks " in worker.text, "the banner")
     time.sleep(delay)
     worker.tell(signal.SIGTERM)
-    assert worker.wait(15) in (0, -signal.SIGTERM)
+    assert worker.wait(40) in (0, -signal.SIGTERM)
     assert cluster.stragglers() == []

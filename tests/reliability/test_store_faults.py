@@ -25,16 +25,16 @@ def locked(file: Path) -> Iterator[None]:
 
 def test_results_are_stored_after_the_store_was_locked_and_no_task_runs_twice(cluster: Cluster) -> None:
     """Law 5: a result that cannot be stored is kept; its task is not run again for that, be the lease short."""
-    cluster.configure(broker__lease=1.0, results__options__busy_timeout=0.3)
+    cluster.configure(broker__lease=3.0, results__options__busy_timeout=0.3)
     worker = cluster.worker()
     cluster.worker()
-    cluster.send("add", 1, 1).get(timeout=10)
+    cluster.send("add", 1, 1).get(timeout=30)
     with locked(cluster.folder / "results.sqlite3"):
         tasks = cluster.send_many("note", [(n, 0.01) for n in range(100)])
-        time.sleep(3)
+        time.sleep(5)
         assert cluster.depth().leased > 0
-        assert "result store unavailable" in worker.text
-    assert [task.get(timeout=10) for task in tasks] == list(range(100))
+        worker.logged("result store unavailable")
+    assert [task.get(timeout=30) for task in tasks] == list(range(100))
     cluster.wait_empty()
     assert Counter(line["id"] for line in cluster.ledger.starts(task="shop.note")) == {task.id: 1 for task in tasks}
 
@@ -50,11 +50,11 @@ def test_running_tasks_run_once_while_the_broker_is_locked(cluster: Cluster) -> 
         cluster.ledger.wait_start(task.id)
     with locked(cluster.folder / "broker.sqlite3"):
         time.sleep(2)
-    assert [task.get(timeout=15) for task in long + short] == [0, 1, 2, 3]
+    assert [task.get(timeout=30) for task in long + short] == [0, 1, 2, 3]
     cluster.wait_empty()
     assert "locked by another process" in worker.text + other.text
     assert Counter(line["id"] for line in cluster.ledger.starts()) == {task.id: 1 for task in long + short}
-    assert [cluster.send("add", n, n).get(timeout=10) for n in range(3)] == [0, 2, 4]
+    assert [cluster.send("add", n, n).get(timeout=30) for n in range(3)] == [0, 2, 4]
     assert worker.end() == other.end() == 0
     assert cluster.dead() == []
 
@@ -70,7 +70,7 @@ def test_a_broker_that_locks_again_and_again_loses_nothing(cluster: Cluster) -> 
             time.sleep(0.25)
         time.sleep(0.15)
     cluster.wait_empty(timeout=40)
-    assert [task.get(timeout=10) for task in sent] == list(range(300))
+    assert [task.get(timeout=30) for task in sent] == list(range(300))
     assert cluster.dead() == []
     repeated = [id for id, times in Counter(line["id"] for line in cluster.ledger.ends()).items() if times > 1]
     assert repeated == []

@@ -65,7 +65,7 @@ class Site:
         return [task_id for said, task_id, _ in self.starts if said == what]
 
     def wait(self, what: str, number: int = 1) -> None:
-        until(lambda: len(self.said(what)) >= number, f"{number} starts of {what}", timeout=10)
+        until(lambda: len(self.said(what)) >= number, f"{number} starts of {what}")
 
     def depth(self) -> QueueDepth:
         gateway = cast("LocalGateway", self.app.gateway)
@@ -78,12 +78,12 @@ class Site:
         thread = threading.Thread(target=worker.run)
         thread.start()
         try:
-            assert self.ready.wait(10)
+            assert self.ready.wait(30)
             yield
         finally:
             self.gate.set()
             worker.request_stop()
-            thread.join(20)
+            thread.join(40)
             self.app.close()
         assert worker.failure is None
 

@@ -33,7 +33,7 @@ _LOG_SHOWN = 150
 T = TypeVar("T")
 
 
-def until(condition: Callable[[], T], what: str, *, timeout: float = 20.0, every: float = 0.02) -> T:
+def until(condition: Callable[[], T], what: str, *, timeout: float = 60.0, every: float = 0.02) -> T:
     """The first true value of ``condition``. Fails, saying ``what`` did not come, after ``timeout`` seconds."""
     end = time.monotonic() + timeout
     while not (value := condition()):
@@ -129,7 +129,7 @@ class WorkerProcess:
         assert self.running, f"the worker ended with {self.process.returncode} at its start:\n{self.text}"
         return self
 
-    def logged(self, text: str, *, timeout: float = 20.0) -> None:
+    def logged(self, text: str, *, timeout: float = 60.0) -> None:
         """Wait until it has logged ``text``."""
         until(lambda: text in self.text, f"{text!r} in {self.log.name}", timeout=timeout)
 
@@ -150,7 +150,7 @@ class WorkerProcess:
         self.process.kill()
         self.process.wait(10)
 
-    def end(self, signum: int = signal.SIGTERM, *, within: float = 20.0) -> int:
+    def end(self, signum: int = signal.SIGTERM, *, within: float = 40.0) -> int:
         """Signal it; the exit status. Fails if it does not end ``within`` seconds."""
         if self.running:
             self.tell(signum)
@@ -188,7 +188,7 @@ class Ledger:
     def ends(self, id: str | None = None) -> list[dict[str, Any]]:
         return self.lines("end", id=id)
 
-    def wait_start(self, id: str, *, number: int = 1, timeout: float = 20.0) -> dict[str, Any]:
+    def wait_start(self, id: str, *, number: int = 1, timeout: float = 60.0) -> dict[str, Any]:
         """The ``number``-th start of a task."""
         until(lambda: len(self.starts(id)) >= number, f"start {number} of task {id}", timeout=timeout)
         return self.starts(id)[number - 1]
@@ -238,7 +238,7 @@ class Site:
         peek = gateway.transport.peek(dead_letter_queue(queue), limit=10_000)  # type: ignore[attr-defined]  # as above
         return list(gateway.runtime.call(peek))  # type: ignore[attr-defined]  # as above
 
-    def wait_empty(self, *, timeout: float = 30.0, queue: str = "default") -> None:
+    def wait_empty(self, *, timeout: float = 60.0, queue: str = "default") -> None:
         until(lambda: self.empty(queue), f"queue {queue} is empty: {self.depth(queue)}", timeout=timeout, every=0.05)
 
 
@@ -421,7 +421,7 @@ class InProcess(Site):
     def close(self) -> None:
         if self._thread.is_alive():
             self.worker.request_stop()
-            self._thread.join(20)
+            self._thread.join(40)
         os.environ.pop("LEDGER", None)
         self._app.close()
         assert not self._thread.is_alive(), "the worker does not stop"

@@ -126,11 +126,11 @@ def test_threads_and_loops_exclude_each_other(app: Umbel) -> None:
 
 
 def test_a_lock_is_renewed_as_long_as_it_is_held(app: Umbel) -> None:
-    with app.lock("door", lease=1.0) as mine:
+    with app.lock("door", lease=2.0) as mine:
         fence = mine.fence
         for _ in range(10):
-            time.sleep(0.2)
-            assert not app.lock("door", lease=1.0).acquire(blocking=False)
+            time.sleep(0.4)
+            assert not app.lock("door", lease=2.0).acquire(blocking=False)
         assert mine.fence == fence
     until(lambda: app.lock_keeper._thread is None, "the thread that renews ends")
 
@@ -162,18 +162,21 @@ def test_a_store_that_is_down_loses_the_lock_when_its_lease_ends(app: Umbel, mon
 
 
 def test_a_short_fault_of_the_store_loses_nothing(app: Umbel, monkeypatch: pytest.MonkeyPatch) -> None:
-    ask, faults = app.gateway.ask, iter([ResultStoreUnavailable("down"), ResultStoreUnavailable("down")])
+    ask, faults, renewed = app.gateway.ask, [ResultStoreUnavailable("down"), ResultStoreUnavailable("down")], []
 
     def shaky(verb: str, payload: Any) -> Any:
-        if verb == "renew" and (fault := next(faults, None)):
-            raise fault
-        return ask(verb, payload)
+        if verb == "renew" and faults:
+            raise faults.pop()
+        answer = ask(verb, payload)
+        if verb == "renew":
+            renewed.append(answer)
+        return answer
 
     monkeypatch.setattr(app.gateway, "ask", shaky)
-    with app.lock("door", lease=0.6) as lock:
-        time.sleep(1.0)
+    with app.lock("door", lease=3.0) as lock:
+        until(lambda: renewed, "it is renewed after both faults")
         assert lock.held
-    assert next(faults, None) is None
+    assert faults == []
 
 
 def test_a_renewal_that_was_under_way_at_the_release_leaves_nothing_behind(
@@ -249,8 +252,8 @@ with app.lock("door", lease=3.0) as lock:
         assert not app.lock("door").acquire(blocking=False)
         holder.kill()
         begun = time.monotonic()
-        with app.lock("door", timeout=10) as lock:
-            assert time.monotonic() - begun < 3.0 + 3.0
+        with app.lock("door", timeout=30) as lock:
+            assert time.monotonic() - begun < 3.0 + 10.0
             assert lock.fence > fence
     finally:
         holder.kill()
@@ -286,7 +289,7 @@ def test_tasks_in_children_hold_locks_through_their_worker(cluster: Cluster) -> 
         lambda: [x for x in _inside(cluster) if x[0] == "gate"][:2][1:] and _inside(cluster)[-2:], "again"
     )
     assert int(second[3]) > int(fence)
-    assert time.monotonic() - begun < 2.0 + 5.0
+    assert time.monotonic() - begun < 2.0 + 15.0
     worker.kill_all()
 
 

@@ -66,7 +66,7 @@ def test_what_was_sent_is_pending_and_what_was_not_is_unknown(app: Umbel) -> Non
         assert sent.record() is not None
         assert app.result("never sent").state == "UNKNOWN"
         with harness.worker():
-            assert sent.get(timeout=10) == 3
+            assert sent.get(timeout=30) == 3
             harness.run_until_idle(timeout=60)
         assert {handle.state for handle in many[::500]} == {"SUCCESS"}
 
@@ -78,7 +78,7 @@ def test_without_such_records_nobody_can_tell(app: Umbel, track: str) -> None:
         assert sent.record() is None
         assert (sent.state, app.result("never sent").state) == ("PENDING", "PENDING")
         with harness.worker():
-            sent.get(timeout=5)
+            sent.get(timeout=30)
 
 
 def test_every_task_tells_that_it_has_started(app: Umbel) -> None:
@@ -94,7 +94,7 @@ def test_every_task_tells_that_it_has_started(app: Umbel) -> None:
         assert inside.wait(10)
         assert (sent.state, sent.info["hostname"].startswith("umbel")) == ("STARTED", True)
         gate.set()
-        sent.get(timeout=5)
+        sent.get(timeout=30)
 
 
 def test_a_task_without_a_result_has_no_record_at_all(app: Umbel) -> None:
@@ -153,7 +153,7 @@ def test_a_store_that_is_down_does_not_make_a_sent_task_look_unsent(
         assert len(harness.published) == 2
         assert "are sent, and have no record of it: down" in caplog.text
         with harness.worker():
-            assert [sent.get(timeout=5), asent.get(timeout=5)] == [3, 3]
+            assert [sent.get(timeout=30), asent.get(timeout=30)] == [3, 3]
 
 
 def test_a_store_that_only_sends_results_cannot_keep_such_records() -> None:
@@ -180,14 +180,14 @@ def test_progress_is_told_without_blocking_the_loop_of_others(app: Umbel) -> Non
         assert told.wait(10)
         assert (sent.state, sent.info) == ("PROGRESS", {"done": 1})
         go.set()
-        sent.get(timeout=5)
+        sent.get(timeout=30)
 
 
 @pytest.mark.parametrize("state", [*sorted(FINAL_STATES), "UNKNOWN"])
 def test_progress_tells_no_end(app: Umbel, state: str) -> None:
     task = app.task(name="shop.liar", bind=True)(lambda self: self.update_state(state))
     with opened(app) as harness, harness.worker(), pytest.raises(ValueError, match="is how a task ends"):
-        task.delay().get(timeout=5)
+        task.delay().get(timeout=30)
 
 
 # --- attempts -------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ def test_a_record_tells_every_attempt(app: Umbel) -> None:
         assert first["error"] == "ValueError: failure 1"
         assert first["started"] <= first["ended"]
         harness.advance(120)
-        assert sent.get(timeout=5) == "at last"
+        assert sent.get(timeout=30) == "at last"
         attempts = (sent.record() or {})["attempts"]
         assert [each["error"] for each in attempts] == ["ValueError: failure 1", "ValueError: failure 2", None]
         assert attempts[2]["started"] > attempts[1]["ended"] > first["ended"]
@@ -219,7 +219,7 @@ def test_only_the_last_attempts_are_remembered(app: Umbel) -> None:
 def test_a_task_that_was_tried_once_tells_no_attempts(app: Umbel) -> None:
     with opened(app, "end") as harness, harness.worker():
         sent = app.tasks["shop.add"].delay(1, 2)
-        sent.get(timeout=5)
+        sent.get(timeout=30)
         assert "attempts" not in (sent.record() or {})
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,11 +86,10 @@ def test_records_are_swept_when_their_time_is_over(store: str, tmp_path: Path, r
     url = url or request.getfixturevalue("redis_url")
     with Umbel("sweeps", broker="memory://swept", results=url) as app:
         results = ended(app, [f"task-{n}" for n in range(500)])
-        short = [Result(task_id=r.task_id, state=r.state, document=r.document, expires=0.3) for r in results]
+        short = [Result(task_id=r.task_id, state=r.state, document=r.document, expires=2.0) for r in results]
         app.gateway.put(short)
         assert len(app.gateway.get([r.task_id for r in short])) == 500
-        time.sleep(0.4)
-        assert not app.gateway.get([r.task_id for r in short])
+        until(lambda: not app.gateway.get([r.task_id for r in short]), "they are over", every=0.2)
 
         def kept() -> int:
             app.gateway.put(ended(app, ["one more"]))  # a write sweeps, where the store has to

@@ -66,7 +66,7 @@ def test_inspect(fleet: Fleet, app: Celery, tools_url: str, tmp_path: Path) -> N
         assert (reserved["id"], reserved["worker_pid"]) == (waiting.id, None)
     assert ask(app, "scheduled") == []
     gate.touch()
-    assert waiting.get(timeout=10) is None
+    assert waiting.get(timeout=30) is None
     # A result can be read before its task is counted.
     stats = until(lambda: (told := ask(app, "stats"))["total"] == {"shop.gated": 2} and told, "both are counted")
     assert (stats["pool"]["max-concurrency"], stats["pid"]) == (1, worker.pid)
@@ -103,7 +103,7 @@ def test_control(fleet: Fleet, app: Celery, tools_url: str, tmp_path: Path) -> N
 
     assert "ok" in tell(app, "add_consumer", queue="other")
     assert "already" in tell(app, "add_consumer", queue="other")["ok"]
-    assert cluster.send("add", 1, 2, queue="other").get(timeout=10) == 3
+    assert cluster.send("add", 1, 2, queue="other").get(timeout=30) == 3
     assert "ok" in tell(app, "cancel_consumer", queue="other")
     assert [queue["name"] for queue in ask(app, "active_queues")] == ["celery"]
 
@@ -185,7 +185,7 @@ def test_a_lost_connection_is_made_again_and_the_worker_does_not_notice(
         worker = ready(cluster, app)
         proxy.refuse()
         assert proxy.reset() > 0
-        assert cluster.send("add", 1, 2).get(timeout=10) == 3
+        assert cluster.send("add", 1, 2).get(timeout=30) == 3
         worker.logged("Celery's tools cannot see this worker")
         assert not app.control.ping(timeout=0.5)
         proxy.heal()

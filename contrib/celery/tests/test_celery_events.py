@@ -82,7 +82,7 @@ def test_task_events_flow_once_they_are_asked_for(
     cluster = fleet(tools_url)
     cluster.worker()
     with monitor:
-        assert cluster.send("add", 2, 3).get(timeout=10) == 5
+        assert cluster.send("add", 2, 3).get(timeout=30) == 5
         app.control.enable_events()
         until(
             lambda: app.control.broadcast("enable_events", reply=True, timeout=2, limit=1)[0][WORKER]["ok"].count(

@@ -87,15 +87,15 @@ def test_celerys_client_and_our_worker(
     fleet: Callable[..., Cluster], client: Celery, redis_server: RedisServer, redis_url: str
 ) -> None:
     fleet(results__url=redis_url, **OPTIONS).worker()
-    assert client.send_task("shop.add", (2, 3)).get(timeout=10) == 5
-    assert client.send_task("shop.add", (2, 3), priority=9).get(timeout=10) == 5
+    assert client.send_task("shop.add", (2, 3)).get(timeout=30) == 5
+    assert client.send_task("shop.add", (2, 3), priority=9).get(timeout=30) == 5
     with pytest.raises(ValueError, match="ü"):
-        client.send_task("shop.fail", ("ü",)).get(timeout=10)
+        client.send_task("shop.fail", ("ü",)).get(timeout=30)
     database = int(redis_url.rpartition("/")[2])
-    due = time.time() + 1.5
-    later = client.send_task("shop.add", (2, 4), countdown=1.5)
+    due = time.time() + 4.0
+    later = client.send_task("shop.add", (2, 4), countdown=4.0)
     until(lambda: redis_server.command("ZCARD", "_umbel.delayed.celery", database=database), "it waits in the broker")
-    assert later.get(timeout=10) == 6
+    assert later.get(timeout=30) == 6
     assert time.time() >= due
     for key in ("unacked", "unacked_index", "_umbel.claims", "_umbel.leases"):
         until(lambda key=key: not redis_server.command("EXISTS", key, database=database), f"nothing is left in {key}")
@@ -107,9 +107,9 @@ def test_our_client_and_celerys_worker(
     cluster = fleet(results__url=redis_url, broker__options__eta_queues=["celery"])
     peer()
     assert cluster.send("add", 2, 3).get(timeout=20) == 5
-    assert cluster.send("add", 2, 3, countdown=0.5).get(timeout=10) == 5
+    assert cluster.send("add", 2, 3, countdown=0.5).get(timeout=30) == 5
     with pytest.raises(ValueError, match="bad"):
-        cluster.send("fail", "bad").get(timeout=10)
+        cluster.send("fail", "bad").get(timeout=30)
 
 
 @pytest.mark.slow

@@ -144,7 +144,7 @@ def test_kombu_reads_what_is_published_here(redis_url: str, kombu: Connection) -
     headers = {"id": "1", "task": "t", "blob": b"\xff", "n": 2**70}
     send(redis_url, message(headers=headers, priority=7, properties={"correlation_id": "c", "reply_to": "r"}))
     with kombu.SimpleQueue(Queue("q", Exchange("q"), "q")) as queue:
-        got = queue.get(timeout=5)
+        got = queue.get(timeout=30)
         assert (got.headers, got.body, got.payload) == (headers, b"[[], {}, {}]", [[], {}, {}])
         assert (got.properties["correlation_id"], got.properties["reply_to"], got.properties["priority"]) == (
             "c",
@@ -181,10 +181,10 @@ def test_a_message_of_kombu_is_handed_out_at_once(redis_url: str, kombu: Connect
 def test_kombu_restores_what_was_taken_here(redis_url: str, channel: Channel) -> None:
     """A worker of ours has died, and only Celery workers are left."""
     send(redis_url, message(), message("2"))
-    on(redis_url, lambda transport: leave(transport, lease=1), visibility_timeout=1)
+    on(redis_url, lambda transport: leave(transport, lease=4), visibility_timeout=1)
     channel.qos.restore_visible(interval=1)
     assert channel.client.llen("q") == 1
-    time.sleep(1.1)
+    time.sleep(4.1)
     channel.qos.restore_visible(interval=1)
     assert (channel.client.llen("q"), channel.client.hlen("unacked")) == (2, 0)
     got = [json.loads(channel.client.rpop("q")) for _ in range(2)]
@@ -201,7 +201,7 @@ def test_a_late_worker_of_ours_is_fenced_off_from_what_celery_took_over(redis_ur
         await asyncio.sleep(1.1)
         channel.qos.restore_visible(interval=1)
         with kombu.SimpleQueue(Queue("q", Exchange("q"), "q")) as queue:
-            got = queue.get(timeout=5)
+            got = queue.get(timeout=30)
             assert list(await transport.renew([late], lease=60)) == [False]
             assert list(await transport.settle([Settlement(delivery=late, action=Action.ACK)])) == [False]
             assert channel.client.hlen("unacked") == 1, "Celery's entry is gone"
@@ -225,10 +225,10 @@ def test_what_a_celery_worker_took_is_restored_here(redis_url: str) -> None:
     producer = connection.Producer()
     producer.publish({}, routing_key="q", priority=9, headers={"id": "plain"})
     simple = connection.SimpleQueue(Queue("q", Exchange("q"), "q"))
-    simple.get(timeout=5)
+    simple.get(timeout=30)
     producer.publish({}, exchange=exchange, routing_key="mail.out", headers={"id": "topic"})
     from_a = connection.SimpleQueue(bound[0])
-    from_a.get(timeout=5)
+    from_a.get(timeout=30)
     connection.default_channel.client.delete("b")
     connection.default_channel.client.lpush(
         "a", json.dumps({"body": "", "headers": {"id": "younger"}, "properties": {}})
@@ -253,7 +253,7 @@ def test_what_a_celery_worker_took_is_restored_here(redis_url: str) -> None:
 def test_depth_counts_what_celery_workers_hold(redis_url: str, kombu: Connection) -> None:
     kombu.Producer().publish({}, routing_key="q")
     with kombu.SimpleQueue(Queue("q", Exchange("q"), "q")) as queue:
-        held = queue.get(timeout=5)
+        held = queue.get(timeout=30)
         depth = on(redis_url, lambda transport: transport.depth(["q"]))["q"]
         assert (depth.ready, depth.leased) == (0, 1)
         held.ack()
@@ -288,7 +288,7 @@ def test_where_a_priority_lies_and_what_is_served_first(
 def test_an_inverted_priority_is_served_in_the_same_order_by_kombu(redis_url: str, kombu: Connection) -> None:
     send(redis_url, *(message(str(each), priority=each) for each in (0, 9, 4)), priority="inverted")
     with kombu.SimpleQueue(Queue("q", Exchange("q"), "q")) as queue:
-        got = [queue.get(timeout=5) for _ in range(3)]
+        got = [queue.get(timeout=30) for _ in range(3)]
         assert [each.headers["id"] for each in got] == ["9", "4", "0"]
         for each in got:
             each.ack()

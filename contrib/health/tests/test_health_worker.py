@@ -48,7 +48,7 @@ def test_a_worker_is_ready_until_it_is_told_to_stop_and_live_until_it_ends(clust
     assert probe(worker, "/live") == (200, "ok\n")
     assert json.loads(probe(worker, "/")[1])["phase"] == "stopping"
     (cluster.folder / "gate").touch()
-    assert worker.wait(10) == 0
+    assert worker.wait(40) == 0
     with pytest.raises(OSError, match="refused"):
         probe(worker, "/live")
 
@@ -81,7 +81,7 @@ def test_without_its_broker_a_worker_is_not_ready_and_then_not_live_and_comes_ba
     )
     worker = cluster.worker()
     # An idle broker is polled every few seconds only, so give it something to say.
-    until(lambda: cluster.send("quick").get(timeout=5) is None and probe(worker, "/ready")[0] == 200, "ready")
+    until(lambda: cluster.send("quick").get(timeout=30) is None and probe(worker, "/ready")[0] == 200, "ready")
     with closing(sqlite3.connect(cluster.folder / "broker.sqlite3", isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         _, text = until(lambda: (a := probe(worker, "/ready"))[0] == 503 and a, "not ready")
@@ -90,7 +90,7 @@ def test_without_its_broker_a_worker_is_not_ready_and_then_not_live_and_comes_ba
         _, text = until(lambda: (a := probe(worker, "/live"))[0] == 503 and a, "not live")
         assert "longer than restart_after = 2.5 s" in text
         other.execute("ROLLBACK")
-    until(lambda: cluster.send("quick").get(timeout=10) is None and probe(worker, "/ready")[0] == 200, "ready again")
+    until(lambda: cluster.send("quick").get(timeout=30) is None and probe(worker, "/ready")[0] == 200, "ready again")
 
 
 def test_a_stopped_process_answers_nobody(cluster: Cluster) -> None:
@@ -115,6 +115,6 @@ def test_a_port_that_is_taken_ends_the_worker_with_a_sentence(cluster: Cluster, 
         port = taken.getsockname()[1]
         cluster.configure(plugins__hooks=["health"], plugins__options__health__port=port)
         worker = cluster.worker(wait=False)
-        assert worker.wait(20) == 1
+        assert worker.wait(40) == 1
     assert f"Error: health: cannot listen at 127.0.0.1:{port}" in worker.text
     assert "Traceback" not in worker.text

@@ -126,8 +126,8 @@ def test_the_life_of_a_worker_is_told(cluster: Cluster, manager: Manager) -> Non
     signs = len(manager.of("WATCHDOG"))
     until(lambda: len(manager.of("WATCHDOG")) > signs, "signs of life while it drains")
     (cluster.folder / "gate").touch()
-    assert worker.wait(10) == 0
-    assert task.get(timeout=1) is None
+    assert worker.wait(40) == 0
+    assert task.get(timeout=30) is None
 
 
 @pytest.mark.parametrize("manager", ["path"], indirect=True)

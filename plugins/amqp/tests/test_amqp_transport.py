@@ -101,7 +101,7 @@ def test_what_there_is_no_credit_for_is_not_hoarded(rabbitmq_url: str) -> None:
     async def live() -> None:
         async with opened(rabbitmq_url, 2) as (busy, idle):
             credit = Credit(10)
-            await busy.publish([message(n) for n in range(10)], timeout=10)
+            await busy.publish([message(n) for n in range(10)], timeout=30)
             stream = busy.consume(["q"], credit=credit, lease=60)
             async with aclosing(cast("Any", stream)):
                 held = await anext(stream)
@@ -110,7 +110,7 @@ def test_what_there_is_no_credit_for_is_not_hoarded(rabbitmq_url: str) -> None:
                 credit.resize(2)
                 await busy.settle([settled(delivery) for delivery in held[:8]])
                 credit.give(8)
-                await busy.publish([message(n) for n in range(10, 18)], timeout=10)
+                await busy.publish([message(n) for n in range(10, 18)], timeout=30)
                 waiting = asyncio.ensure_future(anext(stream))
                 got = await take(idle, 8)  # within moments, though the busy one's consumer had been offered them
                 assert sorted(ids(got)) == sorted(str(n) for n in range(10, 18))
@@ -143,7 +143,7 @@ def test_one_session_has_as_many_connections_and_channels_as_ever(rabbitmq: Rabb
     async def live() -> None:
         async with opened(rabbitmq_url) as (transport,):
             for turn in range(30):
-                await transport.publish([message(turn)], timeout=10)
+                await transport.publish([message(turn)], timeout=30)
                 (delivery,) = await take(transport, 1, credit=Credit(1 + turn))
                 await transport.settle([settled(delivery)])
                 await transport.depth(["q", "nowhere"])
@@ -164,7 +164,7 @@ def test_starts_are_counted_through_crashes(rabbitmq_url: str, kind: str) -> Non
         told = []
         options = TransportOptions(queue_type=kind)
         async with opened(rabbitmq_url, 5, options) as transports:
-            await transports[0].publish([message("poison")], timeout=10)
+            await transports[0].publish([message("poison")], timeout=30)
             for transport in transports:
                 (delivery,) = await take(transport, 1)
                 told.append((delivery.count, delivery.starts))
@@ -181,7 +181,7 @@ def test_a_marked_start_is_settled_in_every_way(rabbitmq_url: str) -> None:
     async def live() -> None:
         async with opened(rabbitmq_url) as (transport,):
             names = ["ack", "dead", "back", "uncounted", "delayed"]
-            await transport.publish([message(name) for name in names], timeout=10)
+            await transport.publish([message(name) for name in names], timeout=30)
             held = {delivery.message.id: delivery for delivery in await take(transport, 5)}
             assert all(await transport.renew(list(held.values()), lease=60, starting=True))
             done = await transport.settle(
@@ -205,7 +205,7 @@ def test_a_look_into_a_long_queue_keeps_its_order(rabbitmq_url: str) -> None:
     async def live() -> None:
         async with opened(rabbitmq_url) as (transport,):
             names = [str(n) for n in range(300)]
-            await transport.publish([message(name) for name in names], timeout=10)
+            await transport.publish([message(name) for name in names], timeout=30)
             assert [m.id for m in await transport.peek("q", limit=3, offset=10)] == names[10:13]
             await transport.publish([message(f"due {n}", due=time.time() + 100 - n) for n in range(3)], timeout=20)
             assert await transport.purge("q") == 303
@@ -236,7 +236,7 @@ def test_a_delayed_message_for_an_exchange_goes_there(rabbitmq_url: str) -> None
             )
             due = time.time() + 0.4
             properties = {"exchange": "x", "routing_key": "mail.out", "delivery_mode": 2}
-            await transport.publish([message(1, due=due, properties=properties)], timeout=10)
+            await transport.publish([message(1, due=due, properties=properties)], timeout=30)
             for queue in ("a", "b"):
                 (delivery,) = await take(transport, 1, queue)
                 assert time.time() >= due
@@ -306,7 +306,7 @@ app.send_task("shop.add", (2, 3), task_id="from-celery", priority=4, headers={"x
             assert "exchange" not in delivery.message.properties
             # As celery-php publishes: to the exchange of the queue's name.
             by_name = {"exchange": "celery", "routing_key": "celery", "delivery_mode": 2}
-            await transport.publish([message("php", "elsewhere", properties=by_name)], timeout=10)
+            await transport.publish([message("php", "elsewhere", properties=by_name)], timeout=30)
             assert ids(await take(transport, 1, "celery")) == ["php"]
 
     asyncio.run(live())
@@ -316,7 +316,7 @@ def test_a_queue_of_another_kind_is_used_where_nobody_asks_for_one(rabbitmq_url:
     async def live() -> None:
         async with opened(rabbitmq_url, 2) as (classic, unaware):
             await classic.declare([QueueSpec(name="q", type="classic", max_priority=5)])
-            await unaware.publish([message("low"), message("high", priority=5)], timeout=10)
+            await unaware.publish([message("low"), message("high", priority=5)], timeout=30)
             assert ids(await take(unaware, 2)) == ["high", "low"]
 
     asyncio.run(live())
@@ -328,7 +328,7 @@ def test_nothing_of_ours_is_seen_by_others(rabbitmq_url: str) -> None:
     async def live() -> None:
         async with opened(rabbitmq_url) as (transport,):
             sent = message(1, due=time.time() + 1, properties={"delivery_mode": 2, "correlation_id": "1"})
-            await transport.publish([sent], timeout=10)
+            await transport.publish([sent], timeout=30)
             control = await transport._control()
             async with asyncio.timeout(10):
                 while not (await transport.depth(["q"]))["q"].ready:  # noqa: ASYNC110  # asks anew each time

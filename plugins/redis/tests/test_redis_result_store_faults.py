@@ -215,7 +215,7 @@ def test_a_black_hole_ends_calls_in_time_and_keeps_who_waits(
         begun = time.monotonic()
         calls = [store.put(results(1)), store.get(["t0"]), store.forget(["t0"]), store.members("j"), store.claims()]
         ends = await asyncio.gather(*calls, return_exceptions=True)
-        assert time.monotonic() - begun < 3
+        assert time.monotonic() - begun < 8
         assert all(isinstance(end, ResultStoreUnavailable) for end in ends), ends
         assert "does not answer in time" in str(ends[0])
         await other.put(results(100, "w"))
@@ -228,7 +228,7 @@ def test_a_black_hole_ends_calls_in_time_and_keeps_who_waits(
         await asyncio.sleep(0.1)
         begun = time.monotonic()
         await store.close()
-        assert time.monotonic() - begun < 3
+        assert time.monotonic() - begun < 8
         with pytest.raises(ResultStoreUnavailable, match="closed"):
             await under_way
         assert still.cancelled()

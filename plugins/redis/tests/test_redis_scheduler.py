@@ -86,7 +86,7 @@ def test_a_silent_server_ends_calls_and_close_in_time(
         with pytest.raises(SchedulerUnavailable, match="does not answer in time"):
             await scheduler.due(1e9)
         await scheduler.close()
-        assert time.monotonic() - begun < 3
+        assert time.monotonic() - begun < 8
         proxy.heal()
         heir = RedisScheduler(redis_url)
         assert (await heir.lead("you", lease=60)).owner == "me", "the lease is what ends it"

@@ -194,7 +194,7 @@ def test_a_foreign_lock_is_waited_for_within_the_deadline(transport: Any, store:
             started = time.monotonic()
             with pytest.raises(BrokerUnavailable, match="is locked by another process"):
                 await t.publish([message("2")], timeout=0.3)
-            assert 0.2 < time.monotonic() - started < 2
+            assert 0.2 < time.monotonic() - started < 4
             with pytest.raises(BrokerUnavailable, match="is locked by another process"):
                 t.publish_blocking([message("2")], timeout=0.1)
             with pytest.raises(BrokerUnavailable, match="locked"):
