@@ -147,6 +147,37 @@ def test_wrong_headers_are_refused_as_all_are(change: dict[str, Any]) -> None:
     assert str(quickly.value) == str(plainly.value)
 
 
+REST = ', {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]'
+
+
+@pytest.mark.parametrize("args", [[], [1, "é", None], [[[]], {"a": REST}], [REST], ["[", "]"]])
+def test_a_body_of_arguments_alone_is_the_whole_body(args: list[Any]) -> None:
+    whole = json.dumps(protocol.make_body(args, {})).encode()
+    alone = protocol.args_alone(whole, "application/json")
+    assert alone is not None
+    assert protocol.only_args(json.loads(alone)) == json.loads(whole)
+
+
+@pytest.mark.parametrize("before", ["", "x[1]", "[1], [2", '["a', "[1]]", "[", " [1", "[[1]"])
+def test_what_is_no_document_by_itself_is_left_to_the_whole(before: str) -> None:
+    whole = f"{before}{REST}".encode()
+    alone = protocol.args_alone(whole, "application/json")
+    try:
+        expected: Any = json.loads(whole)
+    except ValueError:
+        expected = DecodeError
+    try:
+        found: Any = None if alone is None else protocol.only_args(json.loads(alone))
+    except ValueError:
+        found = None
+    assert found is None or found == expected
+
+
+def test_a_body_with_more_or_of_another_kind_is_read_whole() -> None:
+    assert protocol.args_alone(json.dumps(protocol.make_body([1], {"a": 1})).encode(), "application/json") is None
+    assert protocol.args_alone(json.dumps(protocol.make_body([1], {})).encode(), "application/x-yaml") is None
+
+
 def test_most_messages_go_the_quick_way() -> None:
     assert protocol._read_usual(USUAL, [1], {}, protocol.NO_EMBED, protocol.UTC) is not None
     assert protocol._read_usual({**USUAL, "retries": "1"}, [1], {}, protocol.NO_EMBED, protocol.UTC) is None

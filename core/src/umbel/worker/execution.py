@@ -101,6 +101,7 @@ class TaskExecutor(Coroutines):
         self._records = Records(app, hostname)
         self._tells = app.settings.results.track != "end" and self._records.kept
         self._timezone = app.timezone
+        self._largest = app.settings.codec.max_body_size
         self._before = app.plugins.observer("umbel_before_task")
         self._after = app.plugins.observer("umbel_after_task")
         self._compose([*app.middleware, *app.plugins.contributions("umbel_add_middleware", app=app)])
@@ -136,8 +137,17 @@ class TaskExecutor(Coroutines):
     # --- steps ---
 
     def _read(self, message: Message) -> Invocation:
-        body = self._app.codec.decode(message.body, message.content_type, message.headers.get("compression"))
-        return protocol.read_invocation(message.headers, body, self._timezone)
+        codec, headers, body, kind = self._app.codec, message.headers, message.body, message.content_type
+        compression = headers.get("compression")
+        alone = None if compression or len(body) > self._largest else protocol.args_alone(body, kind)
+        if alone is not None:
+            try:
+                args = codec.decode(alone, kind)
+            except DecodeError:
+                pass  # told of the whole
+            else:
+                return protocol.read_invocation(headers, protocol.only_args(args), self._timezone)
+        return protocol.read_invocation(headers, codec.decode(body, kind, compression), self._timezone)
 
     def _find(self, invocation: Invocation) -> Task[..., Any]:
         followups.check_supported(invocation.embed, chords_kept=self._app.chords is not None)
