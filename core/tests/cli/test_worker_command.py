@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import attrs
 import pytest
 
+from umbel.capabilities import PoolCapabilities
 from umbel.cli import worker
 from umbel.settings.schema import WorkerSettings
 
@@ -20,6 +22,16 @@ def test_every_setting_of_the_worker_is_an_option() -> None:
     options = {option for parameter in worker.command.params for option in parameter.opts}
     settings = {f"--{field.name.replace('_', '-')}" for field in attrs.fields(WorkerSettings)}
     assert settings - options == {"--pool-options"}
+
+
+@pytest.mark.parametrize("isolated", [True, False])
+def test_the_collector_is_spared_only_where_no_task_runs(isolated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[Any] = []
+    monkeypatch.setattr(gc, "freeze", lambda: said.append("freeze"))
+    monkeypatch.setattr(gc, "set_threshold", lambda *thresholds: said.append(thresholds))
+    pool = SimpleNamespace(capabilities=PoolCapabilities(isolated=isolated))
+    worker.spare_the_collector(SimpleNamespace(pool=pool))  # type: ignore[arg-type]  # what it looks at
+    assert said == (["freeze", (50_000, *gc.get_threshold()[1:])] if isolated else [])
 
 
 class Stopped(Exception):
