@@ -130,8 +130,8 @@ class Embed:
 
 
 NO_EMBED: Final = Embed()
-_NO_EMBED_PLAIN: Final = NO_EMBED.to_plain()
-_NOTHING_ELSE: Final = f", {{}}, {json.dumps(_NO_EMBED_PLAIN)}]".encode()
+NO_EMBED_PLAIN: Final = NO_EMBED.to_plain()
+_NOTHING_ELSE: Final = f", {{}}, {json.dumps(NO_EMBED_PLAIN)}]".encode()
 """How the JSON of a body ends that has neither keyword arguments nor anything embedded, as Celery and we write it."""
 
 
@@ -222,23 +222,16 @@ def make_headers(
 
 def make_body(args: Sequence[Any], kwargs: Mapping[str, Any], embed: Embed = NO_EMBED) -> list[Any]:
     """The protocol-2 body ``[args, kwargs, embed]``, still to be serialised."""
-    return [list(args), dict(kwargs), _NO_EMBED_PLAIN if embed is NO_EMBED else embed.to_plain()]
+    return [list(args), dict(kwargs), NO_EMBED_PLAIN if embed is NO_EMBED else embed.to_plain()]
 
 
 def args_alone(body: bytes, content_type: str) -> bytes | None:
-    """The part of a JSON body that is its positional arguments, where it has nothing else; None: it is not known to be so.
+    """The JSON of the positional arguments, of a body that has nothing else; None: it is not known to be so.
 
-    Where it is a document by itself, the body is ``only_args`` of that, read in half of the time of the whole. Where it is
-    none, the body may still be one: a list of more.
+    Where it is a document by itself, the body is ``[args, {}, NO_EMBED_PLAIN]``; where it is none, it may be a list of more.
     """
-    if content_type == "application/json" and body.endswith(_NOTHING_ELSE) and body.startswith(b"["):
-        return body[1 : -len(_NOTHING_ELSE)]
-    return None
-
-
-def only_args(args: Any) -> list[Any]:
-    """The body that has ``args`` and nothing else."""
-    return [args, {}, _NO_EMBED_PLAIN]
+    only = content_type == "application/json" and body.endswith(_NOTHING_ELSE) and body.startswith(b"[")
+    return body[1 : -len(_NOTHING_ELSE)] if only else None
 
 
 def read_invocation(headers: Mapping[str, Any], payload: Any, timezone: tzinfo = UTC) -> Invocation:
@@ -256,7 +249,7 @@ def read_invocation(headers: Mapping[str, Any], payload: Any, timezone: tzinfo =
         ):
             raise DecodeError(f"the body must be [args, kwargs, embed], not {_kind(payload)}")
         args, kwargs, embed = payload
-        embed = NO_EMBED if embed is _NO_EMBED_PLAIN or embed == _NO_EMBED_PLAIN else _embed_of(embed)
+        embed = NO_EMBED if embed is NO_EMBED_PLAIN or embed == NO_EMBED_PLAIN else _embed_of(embed)
         usual = _read_usual(headers, args, kwargs, embed, timezone)
         return _read(headers, {"args": args, "kwargs": kwargs}, embed, timezone) if usual is None else usual
     if isinstance(payload, Mapping) and payload.get("task"):
