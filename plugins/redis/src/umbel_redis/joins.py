@@ -1,7 +1,8 @@
 """Joins: sets of finished members that fire once.
 
 A join is a hash with its state and a hash with its members. The index of its shard holds the joins that are complete and not
-fired, by the time at which the right to fire ends. All three lie in one slot. Time is the server's.
+fired, by the time at which the right to fire ends, and lives as long as the longest of them. All three lie in one slot. Time is
+the server's.
 """
 
 from __future__ import annotations
@@ -39,6 +40,11 @@ end
 if state[5] then
   redis.call('PEXPIRE', KEYS[1], state[5])
   redis.call('PEXPIRE', KEYS[2], state[5])
+  local left = redis.call('PTTL', KEYS[3])
+  local alone = left == -1 and fires == 1 and redis.call('ZCARD', KEYS[3]) == 1
+  if alone or (left >= 0 and left < tonumber(state[5])) then redis.call('PEXPIRE', KEYS[3], state[5]) end
+elseif fires == 1 then
+  redis.call('PERSIST', KEYS[3])
 end
 return {count, state[1], fires}
 """
