@@ -332,6 +332,23 @@ def test_a_worker_frees_everything_it_has_opened(app: Umbel, fakes: Fakes) -> No
     assert not [t for t in threading.enumerate() if t.name == "worker"]
 
 
+def test_no_signal_is_taken_before_the_loop_runs_that_its_handler_asks_for(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that came amid the start of the loop waited in its handler for a lock that the main thread held, for ever."""
+    app, install, seen = make_app(MANUAL), signal.signal, []
+
+    def installed(number: int, handler: Any) -> Any:
+        seen.append(app.runtime.running)
+        if len(seen) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return install(number, handler)
+
+    monkeypatch.setattr(signal, "signal", installed)
+    assert app.worker().run() == 0
+    assert all(seen)
+
+
 def test_signals_stop_a_worker_on_the_main_thread_and_are_given_back(make_app: MakeApp, fakes: Fakes) -> None:
     app = make_app({**MANUAL, "worker.grace": 60})
     task = app.task(name="shop.job")(lambda: 1)

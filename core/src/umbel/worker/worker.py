@@ -186,6 +186,7 @@ class Worker:
         Blocks. On the main thread it takes TERM and INT for itself meanwhile: the first stops, the second hurries. ``last``:
         the process ends with it, and a signal that comes afterwards does not change its exit status any more.
         """
+        _ = self.app.runtime.loop  # before a signal's handler may ask for it, amid its start: that holds a lock
         done = threading.Event()
         on_main = threading.current_thread() is threading.main_thread()
         before = {s: signal.signal(s, self._signalled) for s in (signal.SIGTERM, signal.SIGINT)} if on_main else {}
