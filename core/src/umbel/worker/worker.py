@@ -198,7 +198,8 @@ class Worker:
                     pass
                 if not done.is_set():
                     self.pool.run_main_thread()
-            done.wait()
+            while not done.wait(1.0):
+                pass  # a signal that comes in the moment in which a wait begins is only seen at its end (CPython)
         finally:
             for number, handler in before.items():
                 signal.signal(number, signal.SIG_IGN if last else handler)
