@@ -328,7 +328,8 @@ class SoloPool(Pool):
                 if self._executor is not None and self._queue:
                     self._run = Run(self._queue.popleft())
                     return self._run, self._executor
-                self._work.wait()
+                # No longer: a signal that comes in the moment in which a wait begins is only seen at its end (CPython).
+                self._work.wait(1.0)
             return None
 
     def _carry_out(self, run: Run, executor: Executor) -> None:
