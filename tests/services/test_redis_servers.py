@@ -97,7 +97,7 @@ def test_one_server_is_not_started_twice(make_redis: Make) -> None:
 
 
 def test_another_program_can_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make_redis: Make) -> None:
-    monkeypatch.setenv("UMBEL_TEST_REDIS_SERVER", "no-such-server")
+    monkeypatch.setenv("TEST_REDIS_SERVER", "no-such-server")
     monkeypatch.setenv("CI", "")
     with pytest.raises(pytest.skip.Exception, match=r"no no-such-server on this machine .*make services"):
         make_redis()

@@ -40,7 +40,7 @@ def run(tmp_path: Path, calls: Path) -> Run:
             program = programs / name.replace("_", "-")
             program.write_text(f'#!/bin/sh\necho "${{0##*/}} $*" >>{calls}\n{body}\n')
             program.chmod(0o755)
-        environment = {"PATH": str(programs), "UMBEL_TEST_REDIS_SERVER": "no-such-server"}
+        environment = {"PATH": str(programs), "TEST_REDIS_SERVER": "no-such-server"}
         return subprocess.run([script, *arguments], env=environment, capture_output=True, text=True, timeout=60)
 
     return run

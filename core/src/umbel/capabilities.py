@@ -25,7 +25,7 @@ class TransportCapabilities:
     max_delay: float = 0.0
     """Longest delay in seconds that the broker keeps itself; 0: none, ``UNLIMITED``: any."""
     priority_levels: int = 1
-    """Distinct priorities that are kept apart; 1: none."""
+    """Distinct priorities that are kept apart, on every server that it runs on; 1: none is promised."""
     renewable_lease: bool = False
     """A delivery is held under a lease that ``renew`` extends; False: for as long as the session lives."""
     delivery_count: bool = False

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from amqp.serialization import dumps, loads
 from attrs import asdict
+from pamqp import commands
 
 from umbel.errors import PublishRefused
 from umbel.model import Message
 from umbel_amqp import delays, frames
+from umbel_amqp.connection import _major_version
 from umbel_amqp.fields import read_table, short_string, write_table
 from umbel_amqp.messages import Marks, read_message, write_message
 
@@ -102,9 +104,11 @@ def test_a_name_that_is_too_long_is_refused() -> None:
 # --- messages ---------------------------------------------------------------------------------------
 
 
-def back(data: bytes, *, exchange: str = "", key: str = "q", before: bool = False, body: bytes = b"b") -> Any:
+def back(
+    data: bytes, *, exchange: str = "", key: str = "q", before: bool = False, body: bytes = b"b", inherits: bool = False
+) -> Any:
     """The message, with what is told of its past."""
-    message, past = read_message((1, before, exchange, key, data, body), "q")
+    message, past = read_message((1, before, exchange, key, data, body), "q", inherits)
     return SimpleNamespace(message=message, **asdict(past))
 
 
@@ -156,6 +160,36 @@ def test_the_marks_of_the_way_are_taken_off() -> None:
     assert received.message == message
     assert (received.count, received.starts, received.due, received.parked) == (6, 1, 1.5, 4)
     assert not received.inexact
+
+
+@pytest.mark.parametrize(
+    ("inherits", "told", "count"),
+    [
+        (False, {}, 3),
+        (False, {"x-delivery-count": 1}, 4),
+        (True, {"x-delivery-count": 1}, 3),
+        (True, {"x-delivery-count": 1, "x-acquired-count": 2}, 4),
+        (True, {}, 3),
+    ],
+)
+def test_what_was_lost_while_parked_is_counted_once(inherits: bool, told: dict[str, int], count: int) -> None:
+    """From RabbitMQ 4 on a parked copy brings along that the parking session lost it."""
+    message = Message(queue="q", headers=told, body=b"b", properties={"delivery_mode": 2})
+    data = write_message(message, "", Marks(deliveries=2, starts=1, parked=4))
+    received = back(data, before=bool(told), inherits=inherits)
+    assert (received.count, received.starts, received.message.headers) == (count, 1, {})
+
+
+def test_what_was_given_back_counts_where_two_counts_are_told() -> None:
+    headers = {"x-delivery-count": 1, "x-acquired-count": 3}
+    data = write_message(Message(queue="q", headers=headers, properties={"delivery_mode": 2}), "")
+    assert back(data, before=True, inherits=True).count == 4
+
+
+@pytest.mark.parametrize(("version", "major"), [("4.0.5", 4), ("3.10.8", 3), ("", 0), ("next", 0), (None, 0)])
+def test_the_version_of_the_broker_is_read(version: str | None, major: int) -> None:
+    told = {} if version is None else {"version": version}
+    assert _major_version(commands.Connection.Start(server_properties=told)) == major
 
 
 def test_a_classic_queue_only_tells_that_it_was_delivered_before() -> None:

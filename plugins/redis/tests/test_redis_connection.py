@@ -8,10 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from redis import exceptions
 from servers.redis import RedisCluster, RedisSentinel, RedisServer
 
 from umbel.errors import SettingsError
-from umbel_redis.connection import ERRORS, Fault, connect, connect_blocking, explain
+from umbel_redis.connection import ERRORS, Fault, _ours, connect, connect_blocking, explain
 from umbel_redis.options import RedisOptions, address_of
 
 Make = Callable[..., RedisServer]
@@ -246,3 +247,19 @@ def test_a_server_that_is_silent_is_given_up_in_time(ask: Callable[..., Any], ma
     assert not fault.permanent
     assert "does not answer" in fault.sentence
     server.resume()
+
+
+# --- lost connections ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [AttributeError, TypeError])
+def test_a_transport_that_is_gone_is_a_lost_connection(error: type[Exception]) -> None:
+    """What asyncio's transports do from CPython 3.12 on, when they are written to after their end."""
+
+    class Gone:
+        async def send_packed_command(self, command: object, check_health: bool) -> None:
+            raise error("'NoneType' object is not callable")
+
+    connection = _ours(Gone)()
+    with pytest.raises(exceptions.ConnectionError, match="lost"):
+        asyncio.run(connection.send_packed_command([b"*1"]))

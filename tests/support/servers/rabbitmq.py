@@ -179,7 +179,10 @@ class RabbitServer(Server):
         # The listener opens when all else has started; only a broker answers the header with a frame of its own.
         with socket.create_connection((HOST, self.port), timeout=5) as client:
             client.sendall(b"AMQP\0\0\x09\x01")
-            return client.recv(1) == b"\x01"
+            answered = client.recv(1) == b"\x01"
+        if answered and self.tls_port:  # that listener opens a moment later
+            socket.create_connection((HOST, self.tls_port), timeout=5).close()
+        return answered
 
 
 def _vhost_of(url: str) -> str:

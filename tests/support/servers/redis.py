@@ -1,4 +1,4 @@
-"""Redis, or Valkey where ``UMBEL_TEST_REDIS_SERVER`` names its program: alone, in a cluster, or under Sentinel."""
+"""Redis, or Valkey where ``TEST_REDIS_SERVER`` names its program: alone, in a cluster, or under Sentinel."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class RedisServer(Server):
         return spawn(self._command(), log=self.log, folder=self.folder)
 
     def _command(self) -> list[str]:
-        return [program(os.environ.get("UMBEL_TEST_REDIS_SERVER", "redis-server")), str(self._config)]
+        return [program(os.environ.get("TEST_REDIS_SERVER", "redis-server")), str(self._config)]
 
     def _ready(self) -> bool:
         try:

@@ -15,6 +15,8 @@ from redis.asyncio.sentinel import Sentinel as AsyncSentinel
 from redis.backoff import NoBackoff
 from redis.sentinel import Sentinel
 
+from umbel_celery.losses import honest
+
 if TYPE_CHECKING:
     from umbel.settings.schema import ResultSettings
 
@@ -60,6 +62,7 @@ class ResultServer:
         async with AsyncExitStack() as stack:
             clients = self._clients(AsyncRedis, AsyncSentinel, retry=AsyncRetry(NoBackoff(), 0))
             for client in clients:
+                honest(client.connection_pool)
                 stack.push_async_callback(client.aclose)
             yield clients[0]
 

@@ -17,6 +17,7 @@ from redis.backoff import NoBackoff
 
 from umbel.errors import BrokerUnavailable, PublishError, PublishRefused, SettingsError
 from umbel_celery import scripts
+from umbel_celery.losses import honest
 from umbel_celery.options import TransportOptions
 
 log = logging.getLogger("umbel.celery")
@@ -54,6 +55,7 @@ class Session:
             )
         except ValueError as exc:
             raise SettingsError([f"[broker] url is not the address of a Redis server: {exc}"]) from exc
+        honest(self._pool)
         self.db = int(self._pool.connection_kwargs.get("db", 0))
         self.client: Redis = Redis(connection_pool=self._pool)
         self._scripts = {text: self.client.register_script(text) for text in (scripts.RENEW, scripts.SETTLE)}

@@ -224,12 +224,6 @@ class IgnoresExchanges(ModestTransport):
         pass
 
 
-@HOUSE.breaks("priority_is_respected_within_one_consumer")
-class SortsUndeclared(ModestTransport):
-    def place(self, kept: Kept) -> tuple[float, int]:
-        return (-kept.message.priority, kept.order)
-
-
 @HOUSE.breaks(
     "nothing_is_handed_out_before_its_due_time_nor_long_after", "the_longest_delay_is_kept_and_a_longer_one_refused"
 )

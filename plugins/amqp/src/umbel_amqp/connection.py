@@ -34,6 +34,9 @@ class Connection(asyncio.Protocol):
         """Why the broker takes no messages on this connection now; empty: it does."""
         self.heartbeat = options.heartbeat
         self.frame_max = options.frame_max
+        self.inherits_counts = False
+        """A quorum queue that dead-letters a message tells how often it was lost there: from RabbitMQ 4 on. Before 4.3 the next
+        loss does not show in the count, so what was parked, and then lost twice without a mark, counts one less."""
         self._loop = asyncio.get_running_loop()
         self._address = address
         self._transport: asyncio.Transport | None = None
@@ -56,7 +59,8 @@ class Connection(asyncio.Protocol):
     async def sign_in(self) -> None:
         """Raises ``PublishRefused`` naming what the broker does not accept, ``BrokerUnavailable``."""
         address, zero = self._address, self._zero
-        await zero.call(_HELLO)
+        start = await zero.call(_HELLO)
+        self.inherits_counts = isinstance(start, commands.Connection.Start) and _major_version(start) >= 4
         response = f"\0{address.user}\0{address.password}"
         tune = await zero.call(commands.Connection.StartOk(_about_us(), "PLAIN", response, "en_US"))
         if not isinstance(tune, commands.Connection.Tune):
@@ -275,6 +279,12 @@ async def connect(address: Address, options: ConnectionOptions) -> Connection:
             if connection._signing_in:
                 connection.fail(BrokerUnavailable(f"{where} was given up"))
     raise BrokerUnavailable("; ".join(problems))
+
+
+def _major_version(start: commands.Connection.Start) -> int:
+    """Of the broker, by its own word; 0 where it has none."""
+    first = str(start.server_properties.get("version", "")).partition(".")[0]
+    return int(first) if first.isdecimal() else 0
 
 
 def _about_us() -> dict[str, Any]:

@@ -79,9 +79,10 @@ class Inbound:
 
     def hand_out(self, taken: Sequence[Taken]) -> list[Delivery]:
         now, number, holds = time.monotonic(), self._numbers, self._holds
+        inherits = self.connection.inherits_counts
         batch: list[Delivery] = []
         for subscription, queue, raw in taken:
-            message, past = read_message(raw, queue)
+            message, past = read_message(raw, queue, inherits)
             number += 1
             hold = holds[number] = Hold(message, past, subscription.tags, raw[0], now, number)
             batch.append(make_delivery(message, queue, hold, past.count, past.starts))
@@ -98,7 +99,7 @@ class Inbound:
         items = []
         for subscription, queue, raw in taken:
             by_subscription.setdefault(subscription, []).append(raw[0])
-            message, past = read_message(raw, queue)
+            message, past = read_message(raw, queue, self.connection.inherits_counts)
             items.append(uncounted(message, past.count, past.starts))
         moving = asyncio.create_task(self._move(items, by_subscription), name="umbel-amqp-give-back")
         self._tasks.add(moving)

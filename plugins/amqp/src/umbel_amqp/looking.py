@@ -43,7 +43,7 @@ async def peek(
     """
     connection = control.connection
     async with _borrowed(connection, queue, max(number, _FEW)) as ready:
-        received = [read_message(raw, queue) for raw in ready.raws]
+        received = [read_message(raw, queue, connection.inherits_counts) for raw in ready.raws]
         if received and not ready.more and sum(len(raw[5]) for raw in ready.raws) <= _LITTLE:
             await publish([uncounted(message, past.count, past.starts) for message, past in received])
             ready.replaced = True

@@ -35,6 +35,8 @@ _SHORT: Final = {"correlation_id": 0x0400, "reply_to": 0x0200, "message_id": 0x0
 broker would drop the message without a word, where a worker stores that it has expired."""
 
 _REDELIVERIES: Final = "x-delivery-count"
+_ACQUIRED: Final = "x-acquired-count"
+"""From RabbitMQ 4.3 on, whose other count has left out what was given back."""
 
 
 @frozen(kw_only=True)
@@ -124,8 +126,8 @@ FRESH: Final = Past()
 """Of a message that comes for the first time, which nearly all do."""
 
 
-def read_message(raw: Raw, queue: str) -> tuple[Message, Past]:
-    """Raises ``ValueError`` where the properties are not AMQP's."""
+def read_message(raw: Raw, queue: str, inherits: bool = False) -> tuple[Message, Past]:
+    """``inherits``: see ``Connection.inherits_counts``. Raises ``ValueError`` where the properties are not AMQP's."""
     _, before, exchange, routing_key, data, body = raw
     headers, properties, content_type, content_encoding, priority = read_properties(data)
     if exchange:
@@ -133,13 +135,16 @@ def read_message(raw: Raw, queue: str) -> tuple[Message, Past]:
         properties["routing_key"] = routing_key
     past = FRESH
     if before or _REDELIVERIES in headers or META in headers:
-        past, properties = _take_off(headers, properties, before)
+        past, properties = _take_off(headers, properties, before, inherits)
     return make_message(queue, headers, body, content_type, content_encoding, priority, None, properties), past
 
 
-def _take_off(headers: dict[str, Any], properties: dict[str, Any], before: bool) -> tuple[Past, dict[str, Any]]:
+def _take_off(
+    headers: dict[str, Any], properties: dict[str, Any], before: bool, inherits: bool
+) -> tuple[Past, dict[str, Any]]:
     """The past of a message, and its own properties; what tells of them is taken off ``headers``."""
     redeliveries = headers.pop(_REDELIVERIES, None)
+    redeliveries = headers.pop(_ACQUIRED, redeliveries)
     redeliveries = redeliveries if type(redeliveries) is int else None
     meta = headers.pop(META, None)
     deliveries = starts = due = parked = 0
@@ -150,8 +155,14 @@ def _take_off(headers: dict[str, Any], properties: dict[str, Any], before: bool)
                 headers.pop(trace, None)
         if isinstance(kept := meta.get(PROPERTIES), dict):
             properties = kept
+    if redeliveries is None:
+        again = int(before)
+    elif parked and inherits:  # the first was the parking session's, which ``deliveries`` has counted
+        again = max(redeliveries - 1, 0)
+    else:
+        again = max(redeliveries, int(before))
     past = Past(
-        count=1 + int(deliveries) + (int(before) if redeliveries is None else max(redeliveries, int(before))),
+        count=1 + int(deliveries) + again,
         starts=int(starts),
         inexact=before and redeliveries is None,
         due=due or None,

@@ -68,7 +68,7 @@ class Topology:
             raise PublishRefused(f"{_section(spec.name)} type must be {' or '.join(QUEUE_TYPES)}, not {spec.type!r}")
         if kind == "quorum" and spec.max_priority is not None:
             raise PublishRefused(
-                f'queue {spec.name!r}: quorum queues keep no priorities; set {_section(spec.name)} type = "classic", or '
+                f'queue {spec.name!r}: quorum queues take no max_priority; set {_section(spec.name)} type = "classic", or '
                 "remove max_priority"
             )
         try:

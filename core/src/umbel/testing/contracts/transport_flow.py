@@ -100,7 +100,9 @@ class FlowLaws(TransportLaws):
         got = ids(await bench.take(transport, len(messages)))
         if levels > 1:
             messages.sort(key=lambda message: -message.priority)
-        assert got == [message.id for message in messages]
+            assert got == [message.id for message in messages]
+        else:  # there are brokers that know priorities from some version on: one that promises none may keep some
+            assert sorted(got) == [message.id for message in messages]
 
     @law
     async def test_what_is_given_back_comes_first_among_equals(self, bench: TransportBench) -> None:
