@@ -394,13 +394,19 @@ def test_a_message_that_the_server_finds_too_large_is_refused_alone(make_rabbitm
     asyncio.run(live())
 
 
-def test_a_full_queue_refuses(rabbitmq_url: str) -> None:
+def test_a_full_queue_is_unavailable_until_there_is_room(rabbitmq_url: str) -> None:
     async def live() -> None:
         async with opened(rabbitmq_url) as (transport,):
             limits = {"x-max-length": 1, "x-overflow": "reject-publish"}
             await transport.declare([QueueSpec(name="q", type="classic", arguments=limits)])
-            with pytest.raises(PublishRefused, match="queue 'q'"):
-                await transport.publish([message(n) for n in range(20)], timeout=5)
+            with pytest.raises(BrokerUnavailable, match="queue 'q': the queue does not take it"):
+                await transport.publish([message(n) for n in range(20)], timeout=1)
+            publishing = asyncio.ensure_future(transport.publish([message("late")], timeout=60))
+            await asyncio.sleep(0.3)
+            assert not publishing.done()
+            await transport.purge("q")
+            await publishing
+            assert [d.message.id for d in await take(transport, 1)] == ["late"]
 
     asyncio.run(live())
 

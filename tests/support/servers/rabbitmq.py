@@ -32,20 +32,29 @@ class RabbitServer(Server):
 
     Durable queues survive `kill`; see `sync` for quorum queues. With ``tls`` there is, beside ``url``, ``tls_url`` on a port of
     its own, and ``certificates`` says what a client needs. With ``management`` the HTTP API listens on ``management_port``,
-    and starting takes longer. ``erl_args=""`` runs the VM with RabbitMQ's own flags, as benchmarks should.
+    and starting takes longer. ``erl_args=""`` runs the VM with RabbitMQ's own flags, as benchmarks should. A node ``beside``
+    another uses that one's epmd, which ends with it, and can `join` it.
     """
 
     def __init__(
-        self, folder: Path, *, tls: bool = False, management: bool = False, erl_args: str = _ERL_ARGS, **config: Any
+        self,
+        folder: Path,
+        *,
+        tls: bool = False,
+        management: bool = False,
+        erl_args: str = _ERL_ARGS,
+        beside: RabbitServer | None = None,
+        **config: Any,
     ) -> None:
         super().__init__(folder)
-        self.dist_port, self._epmd_port = free_port(), free_port()
+        self._beside = beside
+        self.dist_port, self._epmd_port = free_port(), beside._epmd_port if beside else free_port()
         self.management_port = free_port() if management else 0
         self.tls_port = 0
         self.certificates: Certificates | None = None
         self.node = f"umbel{self.port}@localhost"
         self._erl_args = erl_args
-        self._cookie = secrets.token_hex(16)
+        self._cookie = beside._cookie if beside else secrets.token_hex(16)
         self._epmd: subprocess.Popen[bytes] | None = None
         self._numbers = itertools.count(1)
         settings: dict[str, Any] = {
@@ -135,6 +144,13 @@ class RabbitServer(Server):
             raise Failed(f"{self}: rabbitmqctl {' '.join(arguments)}: {done.stdout}{done.stderr}")
         return done.stdout
 
+    def join(self) -> None:
+        """Become one of the cluster of the node that this one was made beside; what it has is gone. Takes some seconds."""
+        assert self._beside is not None
+        for command in (["stop_app"], ["join_cluster", self._beside.node], ["start_app"]):
+            self.ctl(*command)
+        self.wait_until_ready()
+
     def sync(self) -> None:
         """Bring to the disk what the node writes only every half second: without it `kill` loses, for good, the quorum queues
         that were declared just before, with all that was confirmed in them.
@@ -152,8 +168,9 @@ class RabbitServer(Server):
         server = _SCRIPTS / "rabbitmq-server"
         if not server.exists():
             raise Missing(f"no {server} on this machine (make services installs what the tests need)")
-        epmd = [program("epmd"), "-address", HOST, "-port", str(self._epmd_port)]
-        self._epmd = spawn(epmd, log=self.log, folder=self.folder)
+        if self._beside is None:
+            epmd = [program("epmd"), "-address", HOST, "-port", str(self._epmd_port)]
+            self._epmd = spawn(epmd, log=self.log, folder=self.folder)
         return spawn([str(server)], log=self.log, folder=self.folder, env=self._env())
 
     def _env(self) -> dict[str, str]:

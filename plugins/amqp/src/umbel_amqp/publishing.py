@@ -18,6 +18,9 @@ _PORTION: Final = 2**18
 
 _SIZE: Final = re.compile(r"size (\d+)")
 
+NOT_TAKEN: Final = "the queue does not take it (is it full, or without a leader?)"
+"""What the broker says by ``basic.nack``: for now."""
+
 
 @frozen
 class Parcel:
@@ -45,6 +48,7 @@ class Publisher:
         """``channel`` confirms."""
         self._channel = channel
         self._next = 1
+        self._retired = False
         self._pending: dict[int, tuple[_Batch, int]] = {}
         channel.on_confirm = self._confirmed
         channel.on_return = self._returned
@@ -89,10 +93,20 @@ class Publisher:
 
     def _answered(self, batch: _Batch, place: int, accepted: bool) -> None:
         if not accepted:
-            batch.outcomes.setdefault(place, "the queue does not take it (is it full, or without a leader?)")
+            batch.outcomes.setdefault(place, NOT_TAKEN)
         batch.left -= 1
         if not batch.left and not batch.done.done():
             batch.done.set_result(None)
+        self._close_if_over()
+
+    def retire(self) -> None:
+        """Close the channel once all is answered. Nothing more is published on it."""
+        self._retired = True
+        self._close_if_over()
+
+    def _close_if_over(self) -> None:
+        if self._retired and not self._pending and self._channel.dead is None:
+            self._channel.close()
 
     def _returned(self, code: int, reason: str, exchange: str, routing_key: str, body: bytes) -> None:
         """A return comes before its confirm, and says nothing of the number: it is the first alike that has no answer."""

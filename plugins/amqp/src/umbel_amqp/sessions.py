@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 from attrs import evolve, field, frozen
 from pamqp.commands import Confirm
@@ -19,7 +19,7 @@ from umbel_amqp import delays, frames
 from umbel_amqp.channel import Channel, Control
 from umbel_amqp.connection import Connection
 from umbel_amqp.messages import NO_MARKS, Marks, write_message
-from umbel_amqp.publishing import Parcel, Publisher
+from umbel_amqp.publishing import NOT_TAKEN, Parcel, Publisher
 from umbel_amqp.topology import Topology
 
 log = logging.getLogger("umbel.amqp")
@@ -37,6 +37,11 @@ class Session(Protocol):
 S = TypeVar("S", bound=Session)
 
 _CLOSED = "this connection to RabbitMQ is closed"
+_PATIENCE: Final = 2.0
+"""Seconds for which a queue may refuse what has no deadline of its own."""
+_PAUSE: Final = 0.05
+_LONGEST_PAUSE: Final = 1.0
+"""First and longest pause in seconds before a queue that has refused is asked again."""
 
 
 class Slot(Generic[S]):
@@ -121,8 +126,7 @@ class Outbound:
     def __init__(self, connection: Connection, publisher: Channel, topology: Topology) -> None:
         self.connection = connection
         self.control = Control(connection)
-        self._channel = publisher
-        self._publisher = Publisher(publisher)
+        self._take(publisher)
         self._topology = topology
         self._casting: Channel | None = None
         self._topics: set[str] = set()
@@ -130,33 +134,65 @@ class Outbound:
     @classmethod
     async def open(cls, connection: Connection, topology: Topology) -> Outbound:
         try:
-            channel = await connection.channel()
-            await channel.call(Confirm.Select())
+            channel = await _confirming(connection)
         except BaseException:
             connection.fail(BrokerUnavailable(f"{connection.where} was given up"))
             raise
         return cls(connection, channel, topology)
 
+    def _take(self, channel: Channel) -> None:
+        self._channel = channel
+        self._publisher = Publisher(channel)
+
     @property
     def alive(self) -> bool:
         return self.connection.fault is None and self._channel.dead is None
 
-    async def publish(self, items: Sequence[Item], now: float) -> None:
-        """Return when the broker has taken every one; the caller sets the bound. Raises as ``Transport.publish`` does."""
-        begun = time.monotonic()
+    async def publish(self, items: Sequence[Item], now: float, patience: float = _PATIENCE) -> None:
+        """Return when the broker has taken every one; the caller sets the bound. Raises as ``Transport.publish`` does.
+
+        What a queue does not take now is offered again for ``patience`` seconds, on a new channel each time: one that has met
+        a quorum queue whose leader is down asks there for ever, although another node leads it by then.
+        """
+        begun, pause = time.monotonic(), _PAUSE
         await self.connection.unblocked()
-        refused = await self._send(items, now + time.monotonic() - begun)
+        while True:
+            publisher = self._publisher
+            if not (items := await self._offer(items, now + time.monotonic() - begun)):
+                break
+            if time.monotonic() + pause > begun + patience:
+                raise BrokerUnavailable(_refusal(items[0], NOT_TAKEN))
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+            await self._replace(publisher)
+        await self.connection.drained()
+
+    async def _replace(self, publisher: Publisher) -> None:
+        """Publish on another channel from now on; of several callers, one sees to it."""
+        if self._publisher is publisher:
+            channel = await _confirming(self.connection)
+            if self._publisher is publisher:
+                self._take(channel)
+                publisher.retire()
+            else:
+                channel.close()
+
+    async def _offer(self, items: Sequence[Item], now: float) -> Sequence[Item]:
+        """Send; those that their queues do not take now. Raises ``PublishRefused`` for what nobody will take."""
+        refused = await self._send(items, now)
         unrouted = [items[place] for place, text in refused.items() if not text and not items[place].exchange]
+        later = [items[place] for place, text in refused.items() if text == NOT_TAKEN]
         for place, text in refused.items():
-            if text or items[place].exchange:
+            if text not in ("", NOT_TAKEN) or (not text and items[place].exchange):
                 raise PublishRefused(_refusal(items[place], text))
         if unrouted:  # someone has deleted their queues
             for item in unrouted:
                 self._topology.forget_queue(item.message.queue)
-            again = await self._send(unrouted, now + time.monotonic() - begun)
-            for place, text in again.items():
-                raise PublishRefused(_refusal(unrouted[place], text))
-        await self.connection.drained()
+            for place, text in (await self._send(unrouted, now)).items():
+                if text != NOT_TAKEN:
+                    raise PublishRefused(_refusal(unrouted[place], text))
+                later.append(unrouted[place])
+        return later
 
     async def _send(self, items: Sequence[Item], now: float) -> dict[int, str]:
         topology, control = self._topology, self.control
@@ -207,6 +243,12 @@ class Outbound:
         parts = frames.content_frames(channel.number, properties, payload, self.connection.frame_max)
         channel.send(b"".join((frames.publish_frame(channel.number, broadcast_exchange(topic), key, False), *parts)))
         await self.connection.drained()
+
+
+async def _confirming(connection: Connection) -> Channel:
+    channel = await connection.channel()
+    await channel.call(Confirm.Select())
+    return channel
 
 
 def broadcast_exchange(topic: str) -> str:

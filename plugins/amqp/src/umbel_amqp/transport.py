@@ -101,7 +101,9 @@ class AmqpTransport(Transport, Broadcaster):
             raise BrokerUnavailable(f"no time to publish ({timeout:g} s)")
         try:
             async with asyncio.timeout(timeout):
-                await self._forward([Item(message=message) for message in messages])
+                await (await self._out.get()).publish(
+                    [Item(message=message) for message in messages], self.clock.time(), timeout
+                )
         except TimeoutError:
             raise BrokerUnavailable(overdue(self._out.live, timeout, self._address)) from None
 
