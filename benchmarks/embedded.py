@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 PROGRAM = {
@@ -133,12 +133,11 @@ def drained(system: str, total: int, process: subprocess.Popen[bytes]) -> float:
     deadline = time.monotonic() + 120
     begun: tuple[float, int] | None = None
     while time.monotonic() < deadline:
-        with sqlite3.connect(f"file:{file}?mode=ro", uri=True) as connection:
+        with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as connection:
             try:
                 (done,) = connection.execute(query).fetchone()
             except sqlite3.OperationalError:  # the table comes with the first result
                 done = 0
-        connection.close()
         now = time.perf_counter()
         if begun is None and done > total / 10:
             begun = now, done

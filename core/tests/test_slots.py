@@ -20,7 +20,10 @@ from .claims import Claiming
 from .conftest import MakeApp
 from .fakes import Fakes, Running, eventually, never, running
 
-SETTINGS = {"worker.pool": "manual", "worker.concurrency": 4, "broker.lease": 0.6}
+SETTINGS = {"worker.pool": "manual", "worker.concurrency": 4}
+LONG = 60.0
+long_leases = pytest.mark.parametrize("lease", [LONG], indirect=True)
+"""For what is about the time between two calls: no lease ends meanwhile, however slow the machine is."""
 
 
 @pytest.fixture
@@ -29,8 +32,13 @@ def claiming(fakes: Fakes) -> Claiming:
 
 
 @pytest.fixture
-def app(make_app: MakeApp, claiming: Claiming) -> Umbel:
-    return make_app(SETTINGS, plugins=[claiming])
+def lease(request: pytest.FixtureRequest) -> float:
+    return float(getattr(request, "param", 0.6))
+
+
+@pytest.fixture
+def app(make_app: MakeApp, claiming: Claiming, lease: float) -> Umbel:
+    return make_app({**SETTINGS, "broker.lease": lease}, plugins=[claiming])
 
 
 @pytest.fixture
@@ -66,9 +74,11 @@ def test_a_slot_is_held_while_its_call_runs_and_given_up_when_it_is_settled(
     assert run.worker.slots.held == {}
 
 
+@long_leases
 def test_the_next_of_its_key_gets_the_slot_without_a_word_to_the_store(
-    run: Running, job: Task[..., Any], fakes: Fakes, claiming: Claiming
+    run: Running, job: Task[..., Any], fakes: Fakes, claiming: Claiming, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(slots, "_IN_HAND", LONG)
     first, second = job.delay("a"), job.delay("a")
     fakes.pool.job(first.id)
     eventually(lambda: any(place.waiting for place in run.worker.slots._places.values()))
@@ -147,7 +157,7 @@ def test_a_revoked_call_that_waits_for_a_slot_takes_none(
 def test_a_revoked_call_that_waits_here_does_not_wait_for_its_slot(
     run: Running, job: Task[..., Any], fakes: Fakes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slots, "_IN_HAND", 60.0)
+    monkeypatch.setattr(slots, "_IN_HAND", LONG)
     first, second = job.delay("a"), job.delay("a")
     fakes.pool.job(first.id)
     eventually(lambda: any(place.waiting for place in run.worker.slots._places.values()))
@@ -161,14 +171,18 @@ def test_a_revoked_call_that_waits_here_does_not_wait_for_its_slot(
     fakes.pool.run(fakes.pool.job(first.id))
 
 
+@long_leases
 def test_a_slot_that_was_kept_for_a_moment_is_used_again_or_given_up(
     run: Running, job: Task[..., Any], fakes: Fakes, claiming: Claiming, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slots, "_SPARE", 0.4)
+    monkeypatch.setattr(slots, "_SHORT", LONG)
+    monkeypatch.setattr(slots, "_SPARE", LONG)
     fakes.pool.run(fakes.pool.job(job.delay("a").id))
-    eventually(lambda: fakes.broker.empty)
+    eventually(lambda: any(place.spare for place in run.worker.slots._places.values()))
     claiming.claims.calls.clear()
-    fakes.pool.run(fakes.pool.job(job.delay("a").id))
+    second = fakes.pool.job(job.delay("a").id)
+    monkeypatch.setattr(slots, "_SPARE", 0.01)
+    fakes.pool.run(second)
     assert "claim" not in claiming.claims.calls
     eventually(lambda: not held(claiming))
     eventually(lambda: claiming.claims.calls.count("release") == 1)
@@ -244,8 +258,9 @@ def test_a_store_that_goes_away_while_calls_run_lets_them_run(
 
 
 def test_a_worker_that_stops_gives_back_what_waits_and_frees_its_slots(
-    app: Umbel, job: Task[..., Any], fakes: Fakes, claiming: Claiming
+    app: Umbel, job: Task[..., Any], fakes: Fakes, claiming: Claiming, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(slots, "_IN_HAND", LONG)
     with running(app, fakes) as run:
         first, second = job.delay("a"), job.delay("a")
         fakes.pool.job(first.id)

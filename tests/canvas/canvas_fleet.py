@@ -12,7 +12,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -259,7 +259,7 @@ class Fleet:
             for_ever = {key for key, ms in left.items() if not (ms == -2 or 0 <= ms <= KEPT * 1000)}
             assert not {key for key in for_ever if not key.endswith(_FENCES)}
             return
-        with sqlite3.connect(self.cluster.folder / "results.sqlite3") as db:
+        with closing(sqlite3.connect(self.cluster.folder / "results.sqlite3")) as db:
             late = time.time() + KEPT + 5
             for table, moment in (("results", "expires"), ("joins", "expires"), ("claims", "until")):
                 wrong = f"{moment} IS NULL OR {moment} > {late}"
@@ -267,7 +267,6 @@ class Fleet:
                 assert db.execute(f"SELECT count(*) FROM umbel_{table}").fetchone()[0] > 0
             orphans = "SELECT key FROM umbel_marks WHERE key NOT IN (SELECT key FROM umbel_joins)"
             assert db.execute(orphans).fetchall() == []
-        db.close()
 
 
 @contextmanager

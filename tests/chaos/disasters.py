@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from cluster import parents, send, until
@@ -163,11 +164,10 @@ def slow_the_disk_down(stage: Stage, chance: random.Random) -> Struck:
     began = time.time()
     for _ in range(chance.randint(3, 6)):
         if stage.fleet.broker.name == "sqlite":
-            with sqlite3.connect(stage.file, timeout=30, isolation_level=None) as other:
+            with closing(sqlite3.connect(stage.file, timeout=30, isolation_level=None)) as other:
                 other.execute("BEGIN IMMEDIATE")
                 time.sleep(chance.uniform(0.05, 0.25))
                 other.execute("ROLLBACK")
-            other.close()
         else:
             stage.fleet.broker.server.pause()
             time.sleep(chance.uniform(0.05, 0.25))

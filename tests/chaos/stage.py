@@ -7,7 +7,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -51,9 +51,8 @@ class SqliteBroker(Broker):
         raise LookupError("a file has no server")
 
     def left(self) -> int:
-        with sqlite3.connect(self.file, timeout=30) as db:
+        with closing(sqlite3.connect(self.file, timeout=30)) as db:
             ((number,),) = db.execute("SELECT count(*) FROM umbel_messages WHERE queue NOT LIKE '%.dead'")
-        db.close()
         return int(number)
 
     def consumers(self) -> int:

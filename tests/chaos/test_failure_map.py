@@ -8,6 +8,7 @@ import sqlite3
 import time
 import tomllib
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -119,10 +120,8 @@ def test_f14_what_is_done_leaves_nothing_behind(
 
     def kept() -> object:
         if server is None:
-            with sqlite3.connect(cluster.folder / "broker.sqlite3", timeout=30) as db:
-                found = [db.execute(f"SELECT count(*) FROM {table}").fetchone() for table in ("umbel_messages",)]
-            db.close()
-            return found
+            with closing(sqlite3.connect(cluster.folder / "broker.sqlite3", timeout=30)) as db:
+                return [db.execute(f"SELECT count(*) FROM {table}").fetchone() for table in ("umbel_messages",)]
         sizes = {}
         for key in server.command("KEYS", "*"):
             kind = server.command("TYPE", key)
@@ -143,9 +142,8 @@ def test_f14_what_is_done_leaves_nothing_behind(
 def test_f15_claiming_from_a_backlog_reads_no_more_than_it_takes(cluster: Cluster) -> None:
     """However much waits: the claim goes through the index of what is ready, and sorts no more than it takes."""
     cluster.send_many("silent", [()] * 500)
-    with sqlite3.connect(cluster.folder / "broker.sqlite3", timeout=30) as db:
+    with closing(sqlite3.connect(cluster.folder / "broker.sqlite3", timeout=30)) as db:
         plan = [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {CLAIMABLE}", {"queues": '["default"]', "limit": 10})]
-    db.close()
     messages = [line for line in plan if "umbel_messages" in line or re.search(r"\bm\b", line)]
     assert any("umbel_messages_ready" in line for line in messages), plan
     assert not [line for line in messages if line.startswith("SCAN")], plan

@@ -105,8 +105,9 @@ async def asoft(seconds):
 def spin(seconds):
     end = time.monotonic() + seconds
     try:
-        while time.monotonic() < end:
-            pass
+        while True:  # with a condition here, Python 3.13 may not catch what interrupts the loop (python/cpython#130279)
+            if time.monotonic() > end:
+                break
     except SoftTimeLimitExceeded:
         return "soft limit"
     return "spun"
@@ -115,8 +116,9 @@ def spin(seconds):
 async def aspin(seconds):
     end = time.monotonic() + seconds
     try:
-        while time.monotonic() < end:
-            pass
+        while True:
+            if time.monotonic() > end:
+                break
     except SoftTimeLimitExceeded:
         return "soft limit"
     return "spun"

@@ -48,7 +48,9 @@ def run(missing: str, folder: Path) -> Run:
     lacks(environment, PLUGINS if missing == EVERY else [missing])
     part = ["core/tests"] if missing == EVERY else [f"core/tests/plugins/test_{name}.py" for name in LOOKING]
     # The fixtures of the whole repository, above core, start servers: they need libraries that are not there.
-    command = ["-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", "--confcutdir", "core", *part]
+    command = ["-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", "--confcutdir", "core"]
+    # A folder of its own for what its tests write: the one that all runs of a user share is swept by each of them.
+    command += ["--basetemp", str(folder / "tests"), *part]
     return environment.run("python", *command, cwd=ROOT, timeout=280)
 
 

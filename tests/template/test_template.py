@@ -20,13 +20,15 @@ every_port = pytest.mark.parametrize("port", NAMES)
 Check = Callable[[str, str], subprocess.CompletedProcess[str]]
 
 
-def commands(environment: Environment, cache: Path) -> Mapping[str, list[str]]:
+def commands(environment: Environment, scratch: Path, port: str) -> Mapping[str, list[str]]:
     tool = [sys.executable, "-m"]
+    # A folder of its own for what tests write: the one that all runs of a user share is swept by each of them.
+    options = ["-q", "-p", "no:cacheprovider", "--basetemp", str(scratch / port)]
     return {
-        "tests": [environment.python, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
+        "tests": [environment.python, "-m", "pytest", *options],
         "style": [*tool, "ruff", "check", "--no-cache", "."],
         "format": [*tool, "ruff", "format", "--no-cache", "--check", "--diff", "."],
-        "types": [*tool, "mypy", "--python-executable", environment.python, "--cache-dir", str(cache)],
+        "types": [*tool, "mypy", "--python-executable", environment.python, "--cache-dir", str(scratch / "mypy")],
     }
 
 
@@ -45,11 +47,11 @@ def check(
         and hasattr(item, "callspec")
         and {"port", "what"} <= item.callspec.params.keys()
     }
-    table = commands(environment, tmp_path_factory.mktemp("mypy"))
+    scratch = tmp_path_factory.mktemp("scratch")
     with ThreadPoolExecutor(3) as crew, ThreadPoolExecutor(1) as mypy:  # which has one cache
         outcomes: Mapping[tuple[str, str], Future[subprocess.CompletedProcess[str]]] = {
             (port, what): (mypy if what == "types" else crew).submit(
-                environment.run, *table[what], cwd=projects[port], timeout=200
+                environment.run, *commands(environment, scratch, port)[what], cwd=projects[port], timeout=200
             )
             for port, what in sorted(asked, key=lambda pair: pair[1] != "tests")
         }

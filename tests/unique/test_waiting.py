@@ -6,6 +6,7 @@ import asyncio
 import os
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def test_records_are_swept_when_their_time_is_over(store: str, tmp_path: Path, r
         def kept() -> int:
             app.gateway.put(ended(app, ["one more"]))  # a write sweeps, where the store has to
             if store == "sqlite":
-                with sqlite3.connect(tmp_path / "results.db") as db:
+                with closing(sqlite3.connect(tmp_path / "results.db")) as db:
                     return int(db.execute("SELECT count(*) FROM umbel_results").fetchone()[0])
             if store == "memory":
                 return len(app.gateway.store._memory.records._values)  # type: ignore[attr-defined]  # what it holds

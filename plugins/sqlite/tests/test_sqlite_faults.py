@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import sqlite3
 import subprocess
@@ -10,6 +11,9 @@ import sys
 import tempfile
 import textwrap
 import time
+import warnings
+import weakref
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +99,24 @@ def test_a_missing_directory_is_named_and_may_come_later(tmp_path: Path, message
     asyncio.run(main())
 
 
+def test_what_cannot_be_opened_is_named(file: Path) -> None:
+    file.mkdir()
+    asyncio.run(_every_call_fails(f"sqlite:///{file}", "cannot be used: unable to open", BrokerUnavailable))
+
+
+def test_a_connection_that_nobody_has_closed_goes_without_a_word(message: Any, file: Path) -> None:
+    t = SqliteTransport(f"sqlite:///{file}")
+    t.publish_blocking([message()], timeout=5)
+    assert t._db._connection.sqlite is not None
+    dropped = weakref.ref(t._db._connection)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        del t
+        gc.collect()
+    assert dropped() is None
+    assert [str(warning.message) for warning in said if "sqlite3" in str(warning.message)] == []
+
+
 def test_another_kind_of_file_is_refused_and_left_alone(file: Path) -> None:
     file.write_text("not a database\n" * 1000)
     asyncio.run(_every_call_fails(f"sqlite:///{file}", "not a SQLite database", PublishRefused))
@@ -106,9 +128,8 @@ def test_a_newer_schema_is_refused(transport: Any, store: Any, message: Any, fil
         async with transport() as t, store() as s:
             await t.publish([message()], timeout=5)
             await s.put([RESULT])
-        with sqlite3.connect(file) as connection:
+        with closing(sqlite3.connect(file)) as connection, connection:
             connection.execute("UPDATE umbel_schema SET version = version + 1")
-        connection.close()
         await _every_call_fails(f"sqlite:///{file}", r"version \d+ .* knows \d+", PublishRefused)
 
     asyncio.run(main())

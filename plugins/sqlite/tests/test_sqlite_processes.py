@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,8 @@ def lines(child: Any) -> list[Any]:
 
 
 def healthy(file: Path) -> bool:
-    with sqlite3.connect(file) as connection:
-        ok = connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-    connection.close()
-    return ok
+    with closing(sqlite3.connect(file)) as connection:
+        return connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
 def test_competing_processes_never_share_a_message(process: Any, transport: Any, file: Path) -> None:
@@ -311,10 +310,9 @@ def test_processes_that_start_at_once_on_no_file_all_succeed(process: Any, file:
     """
     children = [process(body) for _ in range(number)]
     assert [lines(child) for child in children] == [["done"]] * number
-    with sqlite3.connect(file) as connection:
+    with closing(sqlite3.connect(file)) as connection:
         assert connection.execute("SELECT count(*) FROM umbel_messages").fetchone() == (number,)
         assert connection.execute("SELECT count(*) FROM umbel_results").fetchone() == (number,)
-    connection.close()
 
 
 def test_settlements_of_a_process_that_was_stopped_too_long_are_refused(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,8 @@ def result(task_id: str = "1", state: str = "SUCCESS", document: bytes = b"d", *
 
 
 def rows(file: Path, table: str) -> int:
-    connection = sqlite3.connect(file)
-    try:
+    with closing(sqlite3.connect(file)) as connection:
         return int(connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
-    finally:
-        connection.close()
 
 
 def test_capabilities() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -418,7 +419,9 @@ def test_broadcast_reaches_who_listens_now_in_order(
                 assert got == [(f"k.{i}", bytes([i]) * 1000) for i in range(8)]
             clock.advance(61)
             await t.broadcast("events", b"last")
-            assert sqlite3.connect(file).execute("SELECT payload FROM umbel_broadcasts").fetchall() == [(b"last",)]
+            with closing(sqlite3.connect(file)) as connection:
+                kept = connection.execute("SELECT payload FROM umbel_broadcasts").fetchall()
+            assert kept == [(b"last",)]
 
     asyncio.run(main())
 
