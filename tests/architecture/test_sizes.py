@@ -48,9 +48,10 @@ AGREED: Mapping[str, tuple[int, str]] = {
         "every setting of the kernel, each with its help, which is the reference; one file to look them up in",
     ),
     "umbel_amqp": (
-        3650,
-        "leases, exact counts, delays and one-step moves on a broker that has none of them; and the frames of the protocol, with "
-        "short ways for deliveries and their headers: three times as quick",
+        3700,
+        "leases, exact counts (of two kinds of server that count differently), delays and one-step moves on a broker that has none "
+        "of them; the next leader of a queue is found; and the frames of the protocol, with short ways for deliveries and their "
+        "headers: three times as quick",
     ),
     "umbel_celery": (
         3450,
