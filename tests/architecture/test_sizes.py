@@ -49,7 +49,7 @@ AGREED: Mapping[str, tuple[int, str]] = {
     ),
     "umbel_amqp": (
         3700,
-        "leases, exact counts (of two kinds of server that count differently), delays and one-step moves on a broker that has none "
+        "leases, exact counts (of two kinds of server), delays and one-step moves on a broker that has none "
         "of them; the next leader of a queue is found; and the frames of the protocol, with short ways for deliveries and their "
         "headers: three times as quick",
     ),

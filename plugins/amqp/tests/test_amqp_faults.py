@@ -411,6 +411,24 @@ def test_a_full_queue_is_unavailable_until_there_is_room(rabbitmq_url: str) -> N
     asyncio.run(live())
 
 
+# --- the end of a channel -----------------------------------------------------------------------------
+
+
+def test_what_is_acknowledged_just_before_the_end_stays_so(rabbitmq_url: str) -> None:
+    """A quorum queue lets a channel keep back what is more than it can take at once: a hundred frames are."""
+
+    async def live() -> None:
+        async with opened(rabbitmq_url, rabbitmq_url) as (transport, other):
+            await transport.publish([message(n) for n in range(400)], timeout=30)
+            taken = await take(transport, 400)
+            assert all(await transport.settle([ack(delivery) for delivery in taken[1::2]]))  # a frame for each
+            await transport.close()
+            again = await take(other, 200)
+            assert {delivery.message.id for delivery in again} == {delivery.message.id for delivery in taken[::2]}
+
+    asyncio.run(live())
+
+
 # --- the consumer timeout ---------------------------------------------------------------------------
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -12,6 +14,8 @@ from redis import exceptions
 from servers.redis import RedisCluster, RedisSentinel, RedisServer
 
 from umbel.errors import SettingsError
+from umbel_redis import blocking
+from umbel_redis.blocking import BlockingLine
 from umbel_redis.connection import ERRORS, Fault, _ours, connect, connect_blocking, explain
 from umbel_redis.options import RedisOptions, address_of
 
@@ -263,3 +267,20 @@ def test_a_transport_that_is_gone_is_a_lost_connection(error: type[Exception]) -
     connection = _ours(Gone)()
     with pytest.raises(exceptions.ConnectionError, match="lost"):
         asyncio.run(connection.send_packed_command([b"*1"]))
+
+
+def test_threads_that_come_first_together_share_one_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each may make one; the one that is kept is whole before another sees it."""
+    line = BlockingLine(address_of("redis://localhost:1/0", RedisOptions()), RedisOptions())
+    together = threading.Barrier(4)
+
+    def make(*given: Any) -> Any:
+        together.wait(30)
+        return connect_blocking(*given)
+
+    monkeypatch.setattr(blocking, "connect_blocking", make)
+    with ThreadPoolExecutor(4) as threads:
+        clients = list(threads.map(lambda _: line._client(), range(4)))
+    assert len({id(client) for client in clients}) == 1
+    assert [cls.__name__ for cls in clients[0].connection_pool.connection_class.__mro__].count("_Bounded") == 1
+    line.close()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from pamqp import base, commands
 
@@ -22,6 +23,9 @@ Raw: TypeAlias = tuple[int, bool, str, str, bytes, bytes]
 Receive: TypeAlias = Callable[[Sequence[Raw]], None]
 """Takes messages of one consumer, in their order."""
 
+LINGER: Final = 1.0
+"""Seconds from an acknowledgement to the end of its channel. A quorum queue that is busy lets the channel keep acknowledgements
+back, and they are lost with it: what they were for is handed out again, and nobody is told."""
 _MOST_WAYS = 1024
 """Ways of messages remembered: as many as there are routing keys, which may be without end."""
 
@@ -74,6 +78,15 @@ class Channel:
         if self.dead is not None:
             raise self.dead
         self.connection.write(data)
+
+    def settle(self, data: bytes) -> None:
+        """Send acknowledgements. Raises what the channel died of."""
+        self.send(data)
+        self.connection.settled_at = time.monotonic()
+
+    def close_soon(self) -> None:
+        """``close`` in ``LINGER`` seconds, after its last acknowledgement."""
+        asyncio.get_running_loop().call_later(LINGER, self.close)
 
     def close(self) -> None:
         """End it, without waiting; what it holds goes back to its queues."""

@@ -8,13 +8,14 @@ import platform
 import socket
 import ssl
 import struct
+import time
 from typing import Any, Final, cast
 
 from pamqp import base, commands
 
 from umbel.errors import BrokerUnavailable, PublishRefused
 from umbel_amqp import frames
-from umbel_amqp.channel import Channel, ChannelClosed
+from umbel_amqp.channel import LINGER, Channel, ChannelClosed
 from umbel_amqp.options import Address, ConnectionOptions, ssl_context
 
 _HELLO: Final = b"AMQP\x00\x00\x09\x01"
@@ -34,6 +35,8 @@ class Connection(asyncio.Protocol):
         """Why the broker takes no messages on this connection now; empty: it does."""
         self.heartbeat = options.heartbeat
         self.frame_max = options.frame_max
+        self.settled_at = -LINGER
+        """When something was acknowledged last, by the monotonic clock."""
         self.inherits_counts = False
         """A quorum queue that dead-letters a message tells how often it was lost there: from RabbitMQ 4 on. Before 4.3 the next
         loss does not show in the count, so what was parked, and then lost twice without a mark, counts one less."""
@@ -244,6 +247,7 @@ class Connection(asyncio.Protocol):
     async def close(self) -> None:
         """End it in an orderly way, if the broker lets us within a moment."""
         if self.fault is None and not self._signing_in:
+            await asyncio.sleep(self.settled_at + LINGER - time.monotonic())
             last = self._zero.call(commands.Connection.Close(200, "", 0, 0))
             await asyncio.wait([last], timeout=_LAST_WORDS)
         self.fail(BrokerUnavailable(f"this connection to {self.where} is closed"))

@@ -100,7 +100,7 @@ class Subscription:
     def release(self) -> None:
         """Free the channel, once its consumers have ended and nothing that came by it is unsettled."""
         if self._ending is not None and self._ending.done() and not self.tags:
-            self.channel.close()
+            self.channel.close_soon()
 
 
 Taken = tuple[Subscription, str, Raw]

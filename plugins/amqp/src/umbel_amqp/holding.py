@@ -49,7 +49,7 @@ class Tags:
             written.append(frames.ack_frame(number, first[-1], multiple=True))
             done.difference_update(first)
         written += [frames.ack_frame(number, tag) for tag in tags if tag in done]
-        self.channel.send(b"".join(written))
+        self.channel.settle(b"".join(written))
         self._forget(tags)
         self.release()
 
@@ -69,7 +69,7 @@ class Tags:
 
     def requeue(self, tags: Sequence[int]) -> None:
         """Back to their places, which counts as a delivery. Call ``release`` when they are there. Raises if it is dead."""
-        self.channel.send(b"".join(frames.requeue_frame(self.channel.number, tag) for tag in tags))
+        self.channel.settle(b"".join(frames.requeue_frame(self.channel.number, tag) for tag in tags))
         self._forget(tags)
 
     def _forget(self, tags: Sequence[int]) -> None:

@@ -61,18 +61,19 @@ async def peek(
 @asynccontextmanager
 async def _borrowed(connection: Connection, queue: str, number: int) -> AsyncIterator[_Borrowed]:
     channel = await connection.channel()
-    borrowed = _Borrowed()
+    borrowed, end = _Borrowed(), channel.close
     try:
         await _take(channel, queue, number, borrowed)
         yield borrowed
         if borrowed.raws:
             write = frames.ack_frame if borrowed.replaced else frames.requeue_frame
-            channel.send(write(channel.number, borrowed.raws[-1][0], multiple=True))
+            channel.settle(write(channel.number, borrowed.raws[-1][0], multiple=True))
             await channel.call(
                 Basic.Qos(0, 0, False)
             )  # answered: the broker has them; a quorum queue counts them a moment later
+            end = channel.close_soon
     finally:
-        channel.close()
+        end()
 
 
 async def _take(channel: Channel, queue: str, number: int, borrowed: _Borrowed) -> None:

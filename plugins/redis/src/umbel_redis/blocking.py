@@ -76,11 +76,12 @@ class BlockingLine:
 
     def _client(self) -> BlockingRedis:
         self._check_open()
-        if not self._clients:  # of several threads that come here at once, the first one's is kept
-            made = self._clients.setdefault("", connect_blocking(self._address, self._options))
+        if not self._clients:
+            made = connect_blocking(self._address, self._options)
             if not isinstance(made, RedisCluster):
                 pool = made.connection_pool
                 pool.connection_class = type("Bounded", (_Bounded, pool.connection_class), {})
+            self._clients.setdefault("", made)  # of several threads that come here at once, the first one's is kept
         return self._clients[""]
 
     def _check_open(self) -> None:
