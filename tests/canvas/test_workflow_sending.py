@@ -35,7 +35,11 @@ class Lab:
         self.note = note
 
     def later(self, seconds: float = 100) -> None:
-        """Let the leases of the dead end, and be looked after what they have left."""
+        """Let the leases of the dead end, and be looked after what they have left.
+
+        What runs ends before: a workflow may be given up while its last task is at work, which then runs all the same.
+        """
+        self.harness.run_until_idle(60)
         self.harness.advance(seconds)
         for _ in range(3):
             self.app.runtime.call(self.harness._worker.workflows.reconcile(), timeout=10)  # type: ignore[union-attr]  # it runs

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from pamqp import commands
 
-from umbel_amqp import frames
+from umbel_amqp import channel, frames
 from umbel_amqp.channel import Channel
 from umbel_amqp.connection import Connection
 from umbel_amqp.consuming import Subscription
@@ -42,6 +43,16 @@ class Broker:
                     payload = frames.write_method(answer, 1)[7:-1]
                     asyncio.get_running_loop().call_soon(self.channel.frame, frames.METHOD, payload)
 
+    async def closed(self) -> None:
+        async with asyncio.timeout(10):
+            while self.channel.dead is None:  # noqa: ASYNC110  # it has no event of its own
+                await asyncio.sleep(0.001)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel, "LINGER", 0.01)
+
 
 async def subscribed() -> tuple[Broker, Subscription]:
     broker = Broker()
@@ -67,7 +78,7 @@ def test_the_last_acknowledgement_as_a_subscription_ends_leaves_it_its_channel()
             assert broker.channel.dead is None
             assert broker.heard.count("Basic.Ack") == 1
             subscription.release()
-            assert broker.channel.dead is not None
+            await broker.closed()
             assert broker.heard[-1] == "Channel.Close"
 
     asyncio.run(main())
@@ -82,6 +93,8 @@ def test_what_is_unsettled_at_the_end_of_a_subscription_keeps_its_channel() -> N
         subscription.tags.ack([1])
         assert broker.channel.dead is None
         subscription.tags.ack([2])
+        assert broker.channel.dead is None, "the broker may not have passed them on yet"
+        await broker.closed()
         assert broker.heard == ["Basic.Qos", "Basic.Cancel", "Basic.Qos", "Basic.Ack", "Basic.Ack", "Channel.Close"]
 
     asyncio.run(main())
